@@ -1,0 +1,3 @@
+//! Load at connection scale.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The WebSocket server: one shard per core.

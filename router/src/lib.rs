@@ -1,0 +1,1 @@
+//! Moves messages between edges and the durable queue.
