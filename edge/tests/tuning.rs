@@ -1,0 +1,191 @@
+//! `tuning/check` against this machine, and against copies of /proc and /sys made up for the test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning/check")
+}
+
+fn check(flags: &[&str]) -> Output {
+    Command::new(script()).args(flags).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A machine that is tuned for 20,000 connections on 4 shards; tests spoil one setting of it.
+struct Machine(TempDir);
+
+impl Machine {
+    fn tuned() -> Machine {
+        let machine = Machine(tempfile::tempdir().unwrap());
+        for (path, text) in [
+            ("proc/sys/kernel/osrelease", "6.12.0-1-amd64"),
+            ("proc/sys/kernel/io_uring_disabled", "0"),
+            ("proc/sys/fs/nr_open", "1048576"),
+            ("proc/sys/fs/file-max", "9223372036854775807"),
+            ("proc/sys/net/core/somaxconn", "4096"),
+            ("proc/sys/net/core/netdev_max_backlog", "65535"),
+            ("proc/sys/net/ipv4/tcp_max_syn_backlog", "4096"),
+            ("proc/sys/net/ipv4/tcp_mem", "15000\t20000\t40000"),
+            ("proc/sys/net/ipv4/tcp_rmem", "4096\t131072\t409600"),
+            ("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t409600"),
+            ("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535"),
+            ("proc/meminfo", "MemTotal:        1048576 kB\nMemFree:          1 kB"),
+            ("proc/self/cgroup", "0::/hawser.slice/edge"),
+            ("sys/fs/cgroup/hawser.slice/memory.max", "1073741824"),
+            ("sys/fs/cgroup/hawser.slice/edge/memory.max", "max"),
+            ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never"),
+        ] {
+            machine.set(path, text);
+        }
+        machine
+    }
+
+    fn set(&self, path: &str, text: &str) {
+        let path = self.0.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{text}\n")).unwrap();
+    }
+
+    /// Checked for 20,000 connections on 4 shards, in a shell with these limits.
+    fn checked(&self, limits: &str, more: &[&str]) -> Output {
+        Command::new("bash")
+            .args(["-c", &format!("{limits}; exec \"$@\""), "bash"])
+            .arg(script())
+            .args(["--connections-max", "20_000", "--shards", "4", "--root"])
+            .arg(self.0.path())
+            .args(more)
+            .output()
+            .unwrap()
+    }
+}
+
+const LIMITS: &str = "ulimit -n 5128; ulimit -l 4096";
+
+#[test]
+fn a_tuned_machine_fits_and_each_setting_is_told() {
+    let output = Machine::tuned().checked(LIMITS, &["--with-clients"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.ends_with("16 settings fit, 0 differ, 0 could not be read\n"), "{text}");
+}
+
+#[test]
+fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
+    for (path, text, told) in [
+        ("proc/sys/kernel/osrelease", "5.15.0-91-generic", "kernel is 5.15.0-91-generic, needed is 6.1 or later"),
+        ("proc/sys/kernel/io_uring_disabled", "2", "kernel.io_uring_disabled is 2, needed is 0"),
+        ("proc/sys/fs/nr_open", "1024", "fs.nr_open is 1024, needed are 5128"),
+        ("proc/sys/fs/file-max", "60000", "fs.file-max is 60000, needed are 85536"),
+        ("proc/sys/net/core/somaxconn", "128", "net.core.somaxconn is 128, needed are 4096"),
+        ("proc/sys/net/core/netdev_max_backlog", "10", "net.core.netdev_max_backlog is 10, needed are 1000"),
+        (
+            "proc/sys/net/ipv4/tcp_max_syn_backlog",
+            "512",
+            "net.ipv4.tcp_max_syn_backlog is 512, needed are 1024",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_mem",
+            "1 2 3",
+            "net.ipv4.tcp_mem (2nd, 3rd) is 2 3 pages, needed are 20000 40000",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_rmem",
+            "4096 131072 6291456",
+            "net.ipv4.tcp_rmem (3rd) is 6291456 bytes, should be at most 409600",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_wmem",
+            "4096 16384 4194304",
+            "net.ipv4.tcp_wmem (3rd) is 4194304 bytes, should be at most 409600",
+        ),
+        (
+            "proc/sys/net/netfilter/nf_conntrack_max",
+            "10000",
+            "net.netfilter.nf_conntrack_max is 10000, needed are 25000",
+        ),
+        ("proc/meminfo", "MemTotal: 102400 kB", "memory is 100 MiB, needed are 195"),
+        (
+            "sys/fs/cgroup/hawser.slice/memory.max",
+            "104857600",
+            "memory of this cgroup is 100 MiB, needed are 195",
+        ),
+        (
+            "sys/kernel/mm/transparent_hugepage/enabled",
+            "[always] madvise never",
+            "transparent huge pages are set to always, better is madvise",
+        ),
+    ] {
+        let machine = Machine::tuned();
+        machine.set(path, text);
+        let output = machine.checked(LIMITS, &[]);
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{path}: {text}");
+        assert!(text.contains(&format!("  DIFFERS  {told}:\n           ")), "{path}: {text}");
+        assert!(text.contains(", 1 differ, 0 could not"), "{path}: {text}");
+    }
+}
+
+#[test]
+fn too_few_descriptors_come_with_the_shards_that_would_do() {
+    let output = Machine::tuned().checked("ulimit -n 1128; ulimit -l 4096", &[]);
+    let told = "descriptors a process (ulimit -n) are 1128, needed are 5128, or --shards 20:";
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains(told), "{}", stdout(&output));
+}
+
+#[test]
+fn clients_on_the_machine_need_ports_and_memory_of_their_own() {
+    let machine = Machine::tuned();
+    machine.set("proc/sys/net/ipv4/ip_local_port_range", "32768\t33767");
+    assert_eq!(machine.checked(LIMITS, &[]).status.code(), Some(0));
+    let output = machine.checked(LIMITS, &["--with-clients"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("1000 ports, needed are 20000"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_cannot_be_read_is_said_and_is_not_a_difference() {
+    let machine = Machine::tuned();
+    fs::remove_file(machine.0.path().join("proc/sys/net/core/somaxconn")).unwrap();
+    let output = machine.checked(LIMITS, &[]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("unknown  net.core.somaxconn cannot be read here"), "{text}");
+}
+
+#[test]
+fn this_machine_can_be_read() {
+    let output = check(&["--connections-max", "1000"]);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+    assert!(stdout(&output).contains("  fits     kernel "), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn wrong_usage_ends_with_64_and_one_sentence_that_names_the_flag() {
+    for (flags, named) in [
+        (&[][..], "--connections-max"),
+        (&["--connections-max"], "--connections-max"),
+        (&["--connections-max", "many"], "--connections-max"),
+        (&["--connections-max", "0"], "--connections-max"),
+        (&["--connections-max", "99999999999999999999"], "--connections-max"),
+        (&["--connections-max", "-1"], "--connections-max"),
+        (&["--connections-max", "5", "--shards", "5000"], "--shards"),
+        (&["--connections-max", "5", "--root", "/nowhere"], "--root"),
+        (&["--connections-min", "5"], "--connections-min"),
+    ] {
+        let output = check(flags);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{flags:?}: {told}");
+        assert!(told.starts_with(&format!("tuning/check: {named}: ")), "{flags:?}: {told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(output.stdout.is_empty(), "{flags:?}");
+    }
+}
