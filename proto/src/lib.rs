@@ -1,10 +1,12 @@
 //! What client and edge, edge and router say to each other.
 //!
 //! [`client`] and [`link`] hold the messages as prost types, generated from `client.proto` and
-//! `link.proto`; [`framing`] the length-prefixed frames of a link.
+//! `link.proto`; [`view`] the same messages borrowed, for the data path; [`framing`] the length-prefixed
+//! frames of a link.
 #![forbid(unsafe_code)]
 
 pub mod framing;
+pub mod view;
 
 /// Client protocol, `client.proto`.
 #[allow(
