@@ -1,7 +1,7 @@
 //! The embedded engine: raft-engine, many logs in one file sequence. See `ENGINES.md` for the choice.
 //!
 //! A partition is a Raft group of its own number plus one, a record an entry whose index is the offset.
-//! raft-engine panics when `fdatasync` fails; that is caught here and told as an error, after which the
+//! raft-engine panics where a sync fails; `files` and [`guarded`] turn that into an error, after which the
 //! caller opens the engine again. It forgets where an emptied group ended, so the last record of a
 //! partition is never trimmed.
 
@@ -14,6 +14,7 @@ use protobuf::well_known_types::BytesValue;
 use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
+use super::files::{NotedFiles, SyncFailure};
 use super::{Batch, Offset, Opener, PartitionId, Queue, QueueError, Record};
 
 /// Size at which a log file is closed and the next one begun. Space comes back in these steps.
@@ -56,24 +57,27 @@ impl<F: FileSystem + 'static> Opener for EmbeddedOpener<F> {
             recovery_threads: 2,
             ..Config::default()
         };
-        let files = Arc::clone(&self.files);
-        let engine = guarded("open", || Engine::open_with_file_system(config, files))?;
+        let failure = SyncFailure::default();
+        let files = NotedFiles { inner: Arc::clone(&self.files), failure: failure.clone() };
+        let engine =
+            guarded("open", &failure, || Engine::open_with_file_system(config, Arc::new(files)))?;
         let next = (0..self.partitions)
             .map(|partition| engine.last_index(group(partition)).unwrap_or(0) + 1)
             .collect();
-        Ok(Box::new(Embedded { engine: Some(engine), next }))
+        Ok(Box::new(Embedded { engine: Some(engine), failure, next }))
     }
 }
 
 struct Embedded<F: FileSystem> {
     /// Taken out only to be dropped.
-    engine: Option<Engine<F>>,
+    engine: Option<Engine<NotedFiles<F>>>,
+    failure: SyncFailure,
     /// Per partition, the offset of the next record.
     next: Vec<Offset>,
 }
 
 impl<F: FileSystem> Embedded<F> {
-    fn engine(&self) -> Result<&Engine<F>, QueueError> {
+    fn engine(&self) -> Result<&Engine<NotedFiles<F>>, QueueError> {
         self.engine.as_ref().ok_or_else(|| QueueError("the log is closed".to_owned()))
     }
 }
@@ -104,7 +108,7 @@ impl<F: FileSystem> Queue for Embedded<F> {
             run.clear();
         }
         let engine = self.engine()?;
-        guarded("append", || engine.write(&mut log_batch, batch.durable)).map(drop)
+        guarded("append", &self.failure, || engine.write(&mut log_batch, batch.durable)).map(drop)
     }
 
     fn read(
@@ -125,7 +129,7 @@ impl<F: FileSystem> Queue for Embedded<F> {
             return Ok(());
         }
         let mut entries = Vec::new();
-        guarded("read", || {
+        guarded("read", &self.failure, || {
             engine.fetch_entries_to::<Indexed>(group, from, last + 1, Some(bytes_max), &mut entries)
         })?;
         out.extend(entries.into_iter().map(|entry| {
@@ -147,7 +151,7 @@ impl<F: FileSystem> Queue for Embedded<F> {
         let mut log_batch = LogBatch::default();
         log_batch.add_command(group(partition), Command::Clean);
         let engine = self.engine()?;
-        guarded("skip", || engine.write(&mut log_batch, true))?;
+        guarded("skip", &self.failure, || engine.write(&mut log_batch, true))?;
         self.next[usize::from(partition)] = next;
         Ok(())
     }
@@ -156,9 +160,11 @@ impl<F: FileSystem> Queue for Embedded<F> {
         let engine = self.engine()?;
         for (partition, below) in below {
             let last = self.end(*partition).saturating_sub(1);
-            guarded("trim", || Ok(engine.compact_to(group(*partition), (*below).min(last))))?;
+            guarded("trim", &self.failure, || {
+                Ok(engine.compact_to(group(*partition), (*below).min(last)))
+            })?;
         }
-        guarded("trim", || engine.purge_expired_files()).map(drop)
+        guarded("trim", &self.failure, || engine.purge_expired_files()).map(drop)
     }
 }
 
@@ -204,13 +210,17 @@ fn told(doing: &'static str) -> impl Fn(raft_engine::Error) -> QueueError {
     move |error| QueueError(format!("the log could not {doing}: {error}"))
 }
 
-/// Runs a call of the engine and turns its panics into errors.
+/// Runs a call of the engine and turns failed syncs, told or panicked about, into errors.
 fn guarded<T>(
     doing: &'static str,
+    failure: &SyncFailure,
     call: impl FnOnce() -> raft_engine::Result<T>,
 ) -> Result<T, QueueError> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(told(doing)),
+        Ok(result) => match failure.get() {
+            None => result.map_err(told(doing)),
+            Some(error) => Err(QueueError(format!("the log could not {doing}: {error}"))),
+        },
         Err(_) => Err(QueueError(format!("the log could not {doing}: the disk refused to sync"))),
     }
 }

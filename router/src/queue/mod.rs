@@ -30,6 +30,7 @@ pub mod committer;
 #[cfg(test)]
 mod contract;
 pub mod embedded;
+mod files;
 pub mod memory;
 
 use bytes::Bytes;

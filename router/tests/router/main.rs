@@ -1,0 +1,7 @@
+//! The real router process, spoken to over real sockets in link.proto.
+#![forbid(unsafe_code)]
+
+#[expect(unreachable_pub, reason = "helpers of the other modules")]
+mod harness;
+mod restart;
+mod traffic;
