@@ -2,10 +2,11 @@
 //!
 //! [`client`] and [`link`] hold the messages as prost types, generated from `client.proto` and
 //! `link.proto`; [`view`] the same messages borrowed, for the data path; [`framing`] the length-prefixed
-//! frames of a link.
+//! frames of a link; [`knobs`] reads flags, environment and file of either process.
 #![forbid(unsafe_code)]
 
 pub mod framing;
+pub mod knobs;
 pub mod view;
 
 /// Client protocol, `client.proto`.

@@ -325,3 +325,12 @@ pub fn connection_of(message: &[u8]) -> Result<Option<u64>, WireError> {
     }
     Ok(Some(0))
 }
+
+/// Writes an encoded message as the next one of the batch that stands at the end of `out`, unread.
+pub fn write_encoded(out: &mut Vec<u8>, message: &[u8]) {
+    use wire::Sink as _;
+    let mut writer = wire::Writer(out);
+    writer.varint(0x0a);
+    writer.varint(message.len() as u64);
+    writer.raw(message);
+}

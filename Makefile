@@ -1,0 +1,35 @@
+# The few words people type:
+#
+#   make run          build, start a router and an edge on this machine for trying out; Ctrl-C ends both
+#   make router       start the router of `make run` again, after it was killed
+#   make test         every test, with the real binaries and with independent clients
+#   make lint         formatting, clippy, shellcheck
+#   make bench        a short durable chat with its history checked (bench/ has the rest)
+#   make conformance  the Autobahn suite against the edge: RFC 6455, every case strict
+#
+# Needs: stable Rust; for test and conformance also Python 3 with venv and Node.js; for lint shellcheck.
+
+.PHONY: run router test lint bench conformance
+
+run:
+	@.ci/dev
+
+router:
+	@.ci/dev router
+
+test:
+	.ci/clients
+	cargo build --workspace
+	cargo test --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	git grep --untracked -lE '^#!.*[/ ](ba)?sh$$' | xargs shellcheck
+
+bench:
+	cargo build --release --workspace
+	cargo run --release --package hawser-bench -- chat --pairs 100 --seconds 10
+
+conformance:
+	@.ci/conformance
