@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn the_partition_of_a_user_is_pinned() {
         assert_eq!(partition_of("alice", 64), 48);
-        assert_eq!(partition_of("bob", 64), 62);
+        assert_eq!(partition_of("bob", 64), 37);
         assert_eq!(partition_of("anybody", 1), 0);
     }
 
