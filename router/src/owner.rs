@@ -50,13 +50,13 @@ pub enum Answer {
     Stop,
 }
 
-/// A checkpoint to be written, and whom to answer.
+/// What owners ask of the saver.
 #[derive(Debug)]
-pub struct SaveRequest {
-    /// Whom to answer.
-    pub owner: usize,
-    /// What to write.
-    pub checkpoint: Checkpoint,
+pub enum SaveRequest {
+    /// Write a checkpoint, and answer this owner.
+    Write(usize, Checkpoint),
+    /// End.
+    Stop,
 }
 
 /// Ways to the other tasks and threads.
@@ -264,7 +264,7 @@ impl Owner {
         self.receipts.append(&mut effects.receipts);
         if let Some(checkpoint) = effects.checkpoint.take() {
             self.saving += 1;
-            let _ = self.ways.saver.send(SaveRequest { owner: self.index, checkpoint });
+            let _ = self.ways.saver.send(SaveRequest::Write(self.index, checkpoint));
         }
         if let Some(below) = effects.trim_below.take() {
             let _ = self.ways.committer.send(Request::Trim(partition, below));

@@ -390,8 +390,9 @@ impl Threads {
         if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
             self.owners.abort_all();
         }
+        // Not by dropping the ways: a lease that still runs holds some.
         let _ = self.ways.committer.send(Request::Stop);
-        drop(self.ways);
+        let _ = self.ways.saver.send(SaveRequest::Stop);
         let threads = [self.committer, self.saver];
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -412,7 +413,7 @@ struct Saver {
 impl Saver {
     fn run(self, requests: &blocking::Receiver<SaveRequest>) {
         let mut forgot_on = 0;
-        while let Ok(SaveRequest { owner, checkpoint }) = requests.recv() {
+        while let Ok(SaveRequest::Write(owner, checkpoint)) = requests.recv() {
             let today = unix_ms().div_euclid(DAY_MS);
             let mut result = self.store.commit(&checkpoint);
             if result.is_ok() && forgot_on != today {
