@@ -125,6 +125,7 @@ pub struct Counts {
     pub refused: u64,
     pub delivered: u64,
     pub acknowledged: u64,
+    pub cursors: u64,
     pub gaps: u64,
     pub signals: u64,
     pub signals_dropped: u64,
@@ -349,6 +350,9 @@ impl Hub {
             debug_assert!(false, "the log acknowledged a record that nobody handed out");
             return;
         };
+        if matches!(appending.kind, Kind::Cursor(_)) {
+            out.counts.cursors += 1;
+        }
         let look_in_store = appending.replayed != self.replayed;
         self.fold_or_stall(now, offset, appending.kind, look_in_store, out);
     }

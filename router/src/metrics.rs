@@ -21,6 +21,7 @@ pub struct Metrics {
     sends_refused: Counter,
     delivered: Counter,
     acknowledged: Counter,
+    cursors: Counter,
     gaps: Counter,
     signals: Counter,
     signals_dropped: Counter,
@@ -56,6 +57,7 @@ impl Metrics {
         let sends_refused = counter("sends_refused", "Sends answered with a failure");
         let delivered = counter("delivered", "Messages let out to devices, repetitions included");
         let acknowledged = counter("acknowledged", "Acknowledgements taken from devices");
+        let cursors = counter("cursors_logged", "Cursors of devices written to the log");
         let gaps = counter("gaps", "Gaps told to devices");
         let signals = counter("signals", "Signals forwarded");
         let signals_dropped = counter("signals_dropped", "Signals to users who were away");
@@ -82,6 +84,7 @@ impl Metrics {
             sends_refused,
             delivered,
             acknowledged,
+            cursors,
             gaps,
             signals,
             signals_dropped,
@@ -109,6 +112,7 @@ impl Metrics {
             (&self.sends_refused, counts.refused),
             (&self.delivered, counts.delivered),
             (&self.acknowledged, counts.acknowledged),
+            (&self.cursors, counts.cursors),
             (&self.gaps, counts.gaps),
             (&self.signals, counts.signals),
             (&self.signals_dropped, counts.signals_dropped),
