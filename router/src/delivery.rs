@@ -151,13 +151,14 @@ fn pump_all(
         if next >= inbox.next() {
             return Ok(());
         }
+        // A gap waits for room like a message: a device that takes nothing is told nothing.
+        if !delivery.has_room(context.window_messages) {
+            return Ok(());
+        }
         if next < inbox.floor() {
             let last = inbox.floor() - 1;
             tell_gap(delivery, last, inbox.gap_reason(last), out);
             continue;
-        }
-        if !delivery.has_room(context.window_messages) {
-            return Ok(());
         }
         if next < inbox.recent_first() {
             pump_page(inbox, delivery, context, out)?;

@@ -4,23 +4,14 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use hawser_proto::knobs::USAGE_EXIT_STATUS;
 use hawser_router::config::Config;
 use hawser_router::server::{Server, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// The operator has to change something: a knob, a folder, a port.
-const EXIT_USAGE: u8 = 64;
-
 fn main() -> ExitCode {
-    let config = match Config::try_parse() {
-        Ok(config) => config,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
+    let config = Config::from_process();
     let filter = match EnvFilter::try_new(&config.log) {
         Ok(filter) => filter,
         Err(error) => return refuse(&format!("--log: {error}")),
@@ -80,5 +71,5 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 
 fn refuse(sentence: &str) -> ExitCode {
     eprintln!("hawser-router: {sentence}");
-    ExitCode::from(EXIT_USAGE)
+    ExitCode::from(USAGE_EXIT_STATUS as u8)
 }

@@ -74,9 +74,9 @@ impl Server {
         for listen in &config.listen {
             listeners.push(Listener::bind(listen).await?);
         }
-        let admin = TcpListener::bind(&config.admin)
+        let admin = TcpListener::bind(config.admin)
             .await
-            .map_err(|error| usage("--admin", format!("{}: {error}", config.admin)))?;
+            .map_err(|error| usage("--admin", format_args!("{}: {error}", config.admin)))?;
         let opening = config.clone();
         let data = tokio::task::spawn_blocking(move || Data::open(&opening))
             .await
@@ -362,7 +362,7 @@ impl Threads {
                 let _ = queue_answers[owner].send(Answer::Queue(reply));
             }),
             free_bytes: free_bytes(&config.data_dir),
-            disk_free_min: config.disk_free_min.as_u64(),
+            disk_free_min: config.disk_free_min as u64,
             health: Arc::clone(health),
         };
         let saver = Saver {

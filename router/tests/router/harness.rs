@@ -1,6 +1,7 @@
 //! Starts routers, and speaks to them as an edge does.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +21,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Router {
     child: Child,
     socket: PathBuf,
+    /// All places that it listens at.
+    listen: String,
     admin: String,
 }
 
@@ -42,11 +45,10 @@ impl Router {
             let line = from_it
                 .recv_timeout(deadline - Instant::now())
                 .expect("the router ended, or did not say that it serves");
-            if let Some((_, admin)) = line.split_once("serving").and_then(|(_, rest)| {
-                rest.split_once("admin=\"")
-                    .map(|(before, rest)| (before, rest.trim_end_matches('"')))
-            }) {
-                return Self { child, socket, admin: admin.to_owned() };
+            if line.contains("serving") {
+                let value = |key: &str| line.split_once(key)?.1.split('"').nth(1);
+                let (listen, admin) = (value("listen=").unwrap(), value("admin=").unwrap());
+                return Self { child, socket, listen: listen.to_owned(), admin: admin.to_owned() };
             }
         }
     }
@@ -82,22 +84,28 @@ impl Router {
 
     /// A new link that said Hello and told that it has no connections.
     pub fn edge(&self, name: &str, epoch: u64) -> Edge {
-        let mut edge = self.link();
-        edge.say(Inbound::Hello(hello(name, epoch)));
-        edge.say(Inbound::SnapshotEnd(SnapshotEnd { shard: 0 }));
-        let Outbound::HelloAck(ack) = edge.hear() else { panic!("no HelloAck") };
-        assert_eq!(ack.refused, "");
-        edge
+        self.link().joined(name, epoch)
+    }
+
+    /// The same over TCP, where the router was told to listen there too.
+    pub fn tcp_edge(&self, name: &str, epoch: u64) -> Edge {
+        let mut addresses = self.listen.split(',');
+        let address = addresses.find(|address| !address.starts_with("unix:")).unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Edge { stream: Box::new(stream), received: Vec::new() }.joined(name, epoch)
     }
 
     /// A new link that has said nothing.
     pub fn link(&self) -> Edge {
-        Edge { stream: UnixStream::connect(&self.socket).unwrap(), received: Vec::new() }
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Edge { stream: Box::new(stream), received: Vec::new() }
     }
 
     /// Answers a GET on the admin address: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = std::net::TcpStream::connect(&self.admin).unwrap();
+        let mut stream = TcpStream::connect(&self.admin).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -190,11 +198,22 @@ pub fn message(ticket: u64, from: &str, to: &str, id: &str, text: &str) -> Send 
 
 /// One link, seen from the edge.
 pub struct Edge {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     received: Vec<Outbound>,
 }
 
+trait Stream: Read + Write {}
+impl<S: Read + Write> Stream for S {}
+
 impl Edge {
+    fn joined(mut self, name: &str, epoch: u64) -> Self {
+        self.say(Inbound::Hello(hello(name, epoch)));
+        self.say(Inbound::SnapshotEnd(SnapshotEnd { shard: 0 }));
+        let Outbound::HelloAck(ack) = self.hear() else { panic!("no HelloAck") };
+        assert_eq!(ack.refused, "");
+        self
+    }
+
     pub fn say(&mut self, message: Inbound) {
         self.say_all([message]);
     }
@@ -234,7 +253,6 @@ impl Edge {
     }
 
     fn read_frame(&mut self) -> Option<Vec<Outbound>> {
-        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut frame = vec![0; LENGTH_BYTES];
         match self.stream.read_exact(&mut frame) {
             Ok(()) => {}
@@ -287,9 +305,5 @@ impl Edge {
     pub fn ack(&mut self, connection: u64, user: &str, sequence: u64) {
         let user = user.to_owned();
         self.say(Inbound::Ack(Ack { connection, user, sequence, read_sequence: None }));
-    }
-
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 }

@@ -3,5 +3,10 @@
 
 #[expect(unreachable_pub, reason = "helpers of the other modules")]
 mod harness;
+
+mod faults;
+mod inboxes;
+mod links;
 mod restart;
+mod start;
 mod traffic;
