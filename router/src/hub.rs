@@ -402,56 +402,59 @@ impl Hub {
             self.stalled.push_back((offset, kind));
             return;
         }
-        if let Err((error, kind)) = self.fold(now, offset, kind, look_in_store, out) {
-            tracing::warn!(partition = self.partition, %error, "a record waits for the store");
-            out.counts.store_errors += 1;
-            self.stalled.push_back((offset, kind));
+        match self.prepare(now, &kind, look_in_store) {
+            Ok(known) => self.fold(now, offset, kind, known, out),
+            Err(error) => {
+                tracing::warn!(partition = self.partition, %error, "a record waits for the store");
+                out.counts.store_errors += 1;
+                self.stalled.push_back((offset, kind));
+            }
         }
     }
 
-    /// Lets one record of the log count. On an error the state is as before.
+    /// Brings into memory what a record needs, and finds out whether its message was accepted before.
+    fn prepare(
+        &mut self,
+        now: Now,
+        kind: &Kind,
+        look_in_store: bool,
+    ) -> Result<Option<Accepted>, StoreError> {
+        match kind {
+            Kind::Cursor(cursor) => self.load(now, &cursor.user).map(|()| None),
+            Kind::Message(message) => {
+                self.load(now, &message.to)?;
+                let key = self.key(&message.from, &message.to, &message.client_message_id);
+                if look_in_store { self.accepted(&key, now) } else { Ok(self.saving.send(&key)) }
+            }
+        }
+    }
+
+    /// Lets one record of the log count, after [`Hub::prepare`].
     fn fold(
         &mut self,
         now: Now,
         offset: Offset,
         kind: Kind,
-        look_in_store: bool,
+        known: Option<Accepted>,
         out: &mut Effects,
-    ) -> Result<(), (StoreError, Kind)> {
+    ) {
         debug_assert!(offset > self.applied);
-        match kind {
-            Kind::Cursor(cursor) => {
-                if let Err(error) = self.load(now, &cursor.user) {
-                    return Err((error, Kind::Cursor(cursor)));
-                }
-                self.fold_cursor(&cursor);
-            }
-            Kind::Message(message) => {
-                let key = self.key(&message.from, &message.to, &message.client_message_id);
-                let known = match self.saving.send(&key) {
-                    None if look_in_store => self.accepted(&key, now),
-                    known => Ok(known),
-                };
-                let known = known.and_then(|known| self.load(now, &message.to).map(|()| known));
-                match known {
-                    Ok(known) => self.fold_message(now, offset, key, message, known, out),
-                    Err(error) => return Err((error, Kind::Message(message))),
-                }
-            }
-        }
         self.applied = offset;
-        Ok(())
+        match kind {
+            Kind::Cursor(cursor) => self.fold_cursor(&cursor),
+            Kind::Message(message) => self.fold_message(now, offset, message, known, out),
+        }
     }
 
     fn fold_message(
         &mut self,
         now: Now,
         offset: Offset,
-        key: SendKey,
         message: MessageRecord,
         known: Option<Accepted>,
         out: &mut Effects,
     ) {
+        let key = self.key(&message.from, &message.to, &message.client_message_id);
         let waiters = self.waiting.remove(&key);
         let Some((user, _)) = self.users.get_key_value(message.to.as_str()) else { return };
         let user = Arc::clone(user);

@@ -76,9 +76,12 @@ impl Saving {
 impl Hub {
     pub(super) fn handle_tick(&mut self, now: Now, out: &mut Effects) {
         while let Some((offset, kind)) = self.stalled.pop_front() {
-            if let Err((_, kind)) = self.fold(now, offset, kind, true, out) {
-                self.stalled.push_front((offset, kind));
-                break;
+            match self.prepare(now, &kind, true) {
+                Ok(known) => self.fold(now, offset, kind, known, out),
+                Err(_) => {
+                    self.stalled.push_front((offset, kind));
+                    break;
+                }
             }
         }
         for user in std::mem::take(&mut self.saving.hungry) {
