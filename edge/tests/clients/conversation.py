@@ -1,4 +1,4 @@
-"""Alice and Bob talk through a real edge and router.  conversation.py URL SUBPROTOCOL
+"""Alice and Bob talk through a real edge and router.  conversation.py URL ALICES_SUBPROTOCOL BOBS
 
 Exits 0 when everything went as client.proto says; otherwise the assertion that did not hold is on stderr.
 """
@@ -9,12 +9,12 @@ import sys
 from hawser import Client, pb
 
 
-async def converse(url, subprotocol):
-    alice, welcome = await Client.open(url, subprotocol, "alice")
+async def converse(url, alices, bobs):
+    alice, welcome = await Client.open(url, alices, "alice")
     assert welcome.user == "alice", welcome
     assert welcome.connection_id != 0 and welcome.time_ms > 0, welcome
     assert welcome.intervals.active_ms > 0 and welcome.limits.window_messages > 0, welcome
-    bob, welcome = await Client.open(url, subprotocol, "bob")
+    bob, welcome = await Client.open(url, bobs, "bob")
     assert welcome.cursor == 0, welcome
 
     # A message there, its receipt back.
@@ -52,7 +52,7 @@ async def converse(url, subprotocol):
     # Bob goes without having acknowledged the second message, and misses a third.
     await bob.close()
     await ask(alice, "third", b"are you there?")
-    bob, welcome = await Client.open(url, subprotocol, "bob", resume_cursor=1)
+    bob, welcome = await Client.open(url, bobs, "bob", resume_cursor=1)
     assert welcome.resumed and welcome.cursor == 1, welcome
     resent, missed = await bob.receive("deliver"), await bob.receive("deliver")
     assert (resent.sequence, resent.payload) == (2, largest), resent.sequence
@@ -60,7 +60,7 @@ async def converse(url, subprotocol):
     await bob.send(ack=pb.Ack(sequence=3, read_sequence=3))
 
     # A second connection of the same device takes the place of the first, which is told so.
-    newer, _ = await Client.open(url, subprotocol, "bob")
+    newer, _ = await Client.open(url, bobs, "bob")
     assert (await bob.receive("error")).code == pb.Error.CODE_REPLACED
     await bob.socket.wait_closed()
     assert bob.socket.close_code == 1008, bob.socket.close_code
@@ -93,9 +93,9 @@ async def send_in_pieces(client, name, payload, piece=10_000):
     await asyncio.gather(*pongs)
 
 
-async def main(url, subprotocol):
+async def main(url, alices, bobs):
     async with asyncio.timeout(30):
-        await converse(url, subprotocol)
+        await converse(url, alices, bobs)
 
 
 asyncio.run(main(*sys.argv[1:]))
