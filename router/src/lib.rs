@@ -1,1 +1,25 @@
 //! Moves messages between edges and the durable queue.
+//!
+//! In reading order, which is also the way a message travels: [`link`] takes frames from an edge, [`owner`]
+//! brings them to the [`hub`] of a partition, which decides; [`queue`] makes durable what it appends;
+//! [`inbox`] and [`delivery`] bring it to the devices that [`registry`] knows; [`outgoing`] takes it back to
+//! the edge. [`store`] keeps what outlives a checkpoint. [`hub`] and everything below it is free of I/O.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod config;
+pub mod delivery;
+pub mod edges;
+pub mod health;
+pub mod hub;
+pub mod inbox;
+pub mod limits;
+pub mod link;
+pub mod metrics;
+pub mod outgoing;
+pub mod owner;
+pub mod queue;
+pub mod record;
+pub mod registry;
+pub mod server;
+pub mod store;

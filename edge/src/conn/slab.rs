@@ -191,7 +191,8 @@ impl ConnSlab {
         let page: Box<[Slot]> = (first..first + PAGE_SLOTS as u32)
             .map(|index| {
                 let last = index + 1 == first + PAGE_SLOTS as u32;
-                Slot::Free { next: if last { NO_SLOT } else { index + 1 }, generation: 0 }
+                // From 1: a connection id of 0 would be left out of protobuf, and looks like none.
+                Slot::Free { next: if last { NO_SLOT } else { index + 1 }, generation: 1 }
             })
             .collect();
         self.pages.push(page);

@@ -1,0 +1,263 @@
+//! What connections ask for: register, acknowledge, sync, signal.
+
+use std::sync::Arc;
+
+use hawser_proto::client::{error, receipt};
+use hawser_proto::link::disconnect::Reason;
+use hawser_proto::link::router_message::Message as Outbound;
+use hawser_proto::link::{
+    Ack, Disconnect, Register, Registered, Signal, SignalOut, Sync, Unregister,
+};
+
+use super::{Effects, Hub, Now, Receipt, failure, unavailable};
+use crate::delivery::Delivery;
+use crate::inbox::{Inbox, ReceiptIds};
+use crate::limits;
+use crate::registry::{ConnectionRef, EdgeId, Outcome, Registration, Session};
+
+impl Hub {
+    pub(super) fn handle_register(
+        &mut self,
+        now: Now,
+        edge: EdgeId,
+        session: Session,
+        register: Register,
+        out: &mut Effects,
+    ) {
+        let connection = ConnectionRef { edge, connection: register.connection };
+        let answer = register.answer;
+        let within = |text: &str, bytes_max: usize| (1..=bytes_max).contains(&text.len());
+        let refused = if !within(&register.user, limits::USER_BYTES_MAX)
+            || !within(&register.device, limits::DEVICE_BYTES_MAX)
+        {
+            let text = "a user id has 1 to 64 bytes, a device id 1 to 40";
+            Some(failure(error::Code::InvalidArgument, text, false))
+        } else if let Err(error) = self.load(now, &register.user) {
+            out.counts.store_errors += 1;
+            Some(unavailable(&error.0))
+        } else {
+            None
+        };
+        if refused.is_some() {
+            let registered = Registered {
+                connection: register.connection,
+                cursor: 0,
+                resumed: false,
+                failure: refused,
+            };
+            if answer {
+                out.outbound.push((edge, Outbound::Registered(registered)));
+            }
+            return;
+        }
+        let registration = Registration {
+            connection,
+            session,
+            device: register.device.as_str().into(),
+            connected_at_ms: register.connected_at_ms,
+            program: self.registry.program(
+                cut(&register.client_kind, limits::CLIENT_KIND_BYTES_MAX),
+                cut(&register.client_version, limits::CLIENT_KIND_BYTES_MAX),
+            ),
+        };
+        match self.registry.register(&register.user, registration, register.snapshot) {
+            Outcome::Registered => {}
+            Outcome::Replaced(before) => {
+                out.counts.replaced += 1;
+                out.outbound.push(disconnect_replaced(before));
+            }
+            Outcome::Outdated => {
+                out.counts.replaced += 1;
+                out.outbound.push(disconnect_replaced(connection));
+                return;
+            }
+        }
+        self.start_delivery(now, connection, &register, out);
+    }
+
+    /// Decides where delivery to a registered connection starts, says so and starts it.
+    fn start_delivery(
+        &mut self,
+        now: Now,
+        connection: ConnectionRef,
+        register: &Register,
+        out: &mut Effects,
+    ) {
+        let Some((user, _)) = self.users.get_key_value(register.user.as_str()) else { return };
+        let user = Arc::clone(user);
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        let device = inbox.device(&register.device, now.unix_ms);
+        let cursor = register.cursor.unwrap_or(inbox.devices()[device].cursor);
+        // A client that is ahead of its inbox has outlived a store.
+        let start = cursor.min(inbox.last());
+        let resumed = start == cursor && start + 1 >= inbox.floor();
+        inbox.move_cursor(device, start);
+        inbox.devices_mut()[device].delivery = Some(Delivery::new(connection, start));
+        self.saving.note_changed(&user, inbox);
+        self.saving.note_moved(&user, inbox);
+        if register.answer {
+            let registered = Registered {
+                connection: connection.connection,
+                cursor: start,
+                resumed,
+                failure: None,
+            };
+            out.outbound.push((connection.edge, Outbound::Registered(registered)));
+        }
+        self.pump(now, &user, device, out);
+    }
+
+    pub(super) fn handle_unregister(&mut self, edge: EdgeId, unregister: &Unregister) {
+        let connection = ConnectionRef { edge, connection: unregister.connection };
+        if self.registry.unregister(&unregister.user, connection).is_some() {
+            self.detach(&unregister.user, connection);
+        }
+    }
+
+    pub(super) fn handle_ack(&mut self, now: Now, edge: EdgeId, ack: &Ack, out: &mut Effects) {
+        let connection = ConnectionRef { edge, connection: ack.connection };
+        let Some((user, device)) = self.connected_device(now, &ack.user, connection, out) else {
+            return;
+        };
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        let Some(delivery) = &mut inbox.devices_mut()[device].delivery else { return };
+        let acked = delivery.acknowledge(ack.sequence);
+        let moved = inbox.move_cursor(device, acked);
+        let device_record = &mut inbox.devices_mut()[device];
+        device_record.seen_at_ms = now.unix_ms;
+        let cursor = device_record.cursor;
+        let delivered = inbox.take_delivered(cursor);
+        let read =
+            ack.read_sequence.map_or_else(Vec::new, |read| inbox.take_read(read.min(cursor)));
+        if moved {
+            self.saving.note_changed(&user, inbox);
+            self.saving.note_moved(&user, inbox);
+        }
+        out.counts.acknowledged += 1;
+        tell_senders(now, &user, receipt::Kind::Delivered, delivered, out);
+        tell_senders(now, &user, receipt::Kind::Read, read, out);
+        self.pump(now, &user, device, out);
+    }
+
+    pub(super) fn handle_sync(&mut self, now: Now, edge: EdgeId, sync: &Sync, out: &mut Effects) {
+        let connection = ConnectionRef { edge, connection: sync.connection };
+        let Some((user, device)) = self.connected_device(now, &sync.user, connection, out) else {
+            return;
+        };
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        if let Some(delivery) = &mut inbox.devices_mut()[device].delivery {
+            delivery.rewind(sync.after_sequence);
+        }
+        self.pump(now, &user, device, out);
+    }
+
+    pub(super) fn handle_signal(&mut self, signal: &Signal, out: &mut Effects) {
+        let before = out.outbound.len();
+        for registration in self.registry.live(&signal.to) {
+            let signal_out = SignalOut {
+                connection: registration.connection.connection,
+                from: signal.from.clone(),
+                kind: signal.kind.clone(),
+                payload: signal.payload.clone(),
+            };
+            out.outbound.push((registration.connection.edge, Outbound::Signal(signal_out)));
+        }
+        if out.outbound.len() == before {
+            out.counts.signals_dropped += 1;
+        } else {
+            out.counts.signals += 1;
+        }
+    }
+
+    pub(super) fn handle_receipt(&mut self, receipt: &Receipt, out: &mut Effects) {
+        for registration in self.registry.live(&receipt.to) {
+            let message = hawser_proto::link::Receipt {
+                connection: registration.connection.connection,
+                kind: receipt.kind,
+                user: receipt.user.to_string(),
+                message_ids: receipt.message_ids.clone(),
+                time_ms: receipt.time_ms,
+            };
+            out.counts.receipts += 1;
+            out.outbound.push((registration.connection.edge, Outbound::Receipt(message)));
+        }
+    }
+
+    /// The user and the device of a connection that may speak, with the inbox in memory.
+    fn connected_device(
+        &mut self,
+        now: Now,
+        user: &str,
+        connection: ConnectionRef,
+        out: &mut Effects,
+    ) -> Option<(Arc<str>, usize)> {
+        self.registry.find(user, connection)?;
+        if self.load(now, user).is_err() {
+            // The client says it again with its next acknowledgement.
+            out.counts.store_errors += 1;
+            return None;
+        }
+        let (user, inbox) = self.users.get_key_value(user)?;
+        let of_connection = |delivery: &Delivery| delivery.connection() == connection;
+        let device = inbox
+            .devices()
+            .iter()
+            .position(|device| device.delivery.as_ref().is_some_and(of_connection))?;
+        Some((Arc::clone(user), device))
+    }
+
+    /// Gives an inbox that comes back into memory the connections that the registry knows. It left memory
+    /// with everything delivered and acknowledged.
+    pub(super) fn attach_known(&self, user: &str, inbox: &mut Inbox) {
+        for device in inbox.devices_mut() {
+            let known = self.registry.of_device(user, &device.id);
+            device.delivery = known.map(|connection| Delivery::new(connection, device.cursor));
+        }
+    }
+
+    pub(super) fn detach_all(&mut self, gone: Vec<(Box<str>, ConnectionRef)>) {
+        for (user, connection) in gone {
+            self.detach(&user, connection);
+        }
+    }
+
+    fn detach(&mut self, user: &str, connection: ConnectionRef) {
+        let Some(inbox) = self.users.get_mut(user) else { return };
+        for device in inbox.devices_mut() {
+            if device.delivery.as_ref().is_some_and(|known| known.connection() == connection) {
+                device.delivery = None;
+            }
+        }
+    }
+}
+
+fn disconnect_replaced(connection: ConnectionRef) -> (EdgeId, Outbound) {
+    let disconnect =
+        Disconnect { connection: connection.connection, reason: Reason::Replaced as i32 };
+    (connection.edge, Outbound::Disconnect(disconnect))
+}
+
+fn tell_senders(
+    now: Now,
+    user: &Arc<str>,
+    kind: receipt::Kind,
+    ids: ReceiptIds,
+    out: &mut Effects,
+) {
+    for (to, ids) in ids {
+        for message_ids in ids.chunks(limits::RECEIPT_IDS_MAX) {
+            out.receipts.push(Receipt {
+                to: Arc::clone(&to),
+                kind: kind as u32,
+                user: Arc::clone(user),
+                message_ids: message_ids.to_vec(),
+                time_ms: now.unix_ms,
+            });
+        }
+    }
+}
+
+/// The longest start of `text` that has at most `bytes_max` bytes.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}

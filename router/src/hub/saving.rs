@@ -1,0 +1,240 @@
+//! What a Hub does by the clock: cursors into the log, checkpoints into the store, and letting go of memory.
+//!
+//! A checkpoint is written while the Hub goes on. Until it is answered, everything in it stays in memory as
+//! well; when it failed, everything in it counts as changed again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ahash::{AHashMap, AHashSet};
+
+use super::{Appending, Effects, Hub, Now};
+use crate::inbox::Inbox;
+use crate::limits;
+use crate::queue::Offset;
+use crate::record::{CursorRecord, Kind, Record, SendKey};
+use crate::store::{Accepted, Checkpoint, InboxChange, StoreError};
+
+/// What changed, and what is being written.
+#[derive(Debug, Default)]
+pub(super) struct Saving {
+    /// Users whose inbox differs from the store's.
+    changed: AHashSet<Arc<str>>,
+    /// Users with a cursor that is not in the log.
+    moved: AHashSet<Arc<str>>,
+    /// Users whose delivery stopped because the store could not be read.
+    hungry: AHashSet<Arc<str>>,
+    /// Sends accepted since the last checkpoint was begun.
+    sends: AHashMap<SendKey, Accepted>,
+    /// Payload bytes taken in since the last checkpoint was begun.
+    bytes: usize,
+    flushed_at_ms: u64,
+    /// When the next checkpoint may begin.
+    due_at_ms: u64,
+    in_progress: Option<InProgress>,
+}
+
+#[derive(Debug)]
+struct InProgress {
+    applied: Offset,
+    inboxes: Vec<(Arc<str>, Range<u64>)>,
+    sends: AHashMap<SendKey, Accepted>,
+}
+
+impl Saving {
+    pub(super) fn note_changed(&mut self, user: &Arc<str>, inbox: &Inbox) {
+        if inbox.dirty && !self.changed.contains(user) {
+            self.changed.insert(Arc::clone(user));
+        }
+    }
+
+    pub(super) fn note_moved(&mut self, user: &Arc<str>, inbox: &Inbox) {
+        if inbox.moved && !self.moved.contains(user) {
+            self.moved.insert(Arc::clone(user));
+        }
+    }
+
+    pub(super) fn note_hungry(&mut self, user: &Arc<str>) {
+        self.hungry.insert(Arc::clone(user));
+    }
+
+    pub(super) fn note_send(&mut self, key: SendKey, accepted: Accepted) {
+        self.sends.insert(key, accepted);
+    }
+
+    pub(super) fn note_bytes(&mut self, payload_bytes: usize) {
+        self.bytes += payload_bytes;
+    }
+
+    /// A send that the store does not have yet.
+    pub(super) fn send(&self, key: &SendKey) -> Option<Accepted> {
+        let saved = || self.in_progress.as_ref()?.sends.get(key);
+        self.sends.get(key).or_else(saved).copied()
+    }
+}
+
+impl Hub {
+    pub(super) fn handle_tick(&mut self, now: Now, out: &mut Effects) {
+        while let Some((offset, kind)) = self.stalled.pop_front() {
+            match self.prepare(now, &kind, true) {
+                Ok(known) => self.fold(now, offset, kind, known, out),
+                Err(_) => {
+                    self.stalled.push_front((offset, kind));
+                    break;
+                }
+            }
+        }
+        for user in std::mem::take(&mut self.saving.hungry) {
+            self.pump_all(now, &user, out);
+        }
+        if now.mono_ms >= self.saving.flushed_at_ms + limits::CURSOR_FLUSH_MS {
+            self.saving.flushed_at_ms = now.mono_ms;
+            self.flush_cursors(out);
+        }
+        if self.is_checkpoint_due(now) {
+            self.save(now, out);
+        }
+    }
+
+    fn is_checkpoint_due(&mut self, now: Now) -> bool {
+        let saving = &mut self.saving;
+        if saving.due_at_ms == 0 {
+            // Spread over the interval, so that partitions do not all write at once.
+            let spread = u64::from(self.partition) * 157 % limits::CHECKPOINT_INTERVAL_MS;
+            saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS / 2 + spread;
+        }
+        let full = saving.bytes >= self.config.memory_bytes_max;
+        now.mono_ms >= saving.due_at_ms || full
+    }
+
+    /// Begins a checkpoint, unless one is on its way or nothing changed.
+    pub(super) fn save(&mut self, now: Now, out: &mut Effects) {
+        self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS;
+        let unchanged = self.saving.changed.is_empty() && self.saving.sends.is_empty();
+        if self.saving.in_progress.is_some() {
+            return;
+        }
+        if unchanged {
+            self.shed(now);
+            return;
+        }
+        let mut inboxes = Vec::with_capacity(self.saving.changed.len());
+        let mut changes = Vec::with_capacity(self.saving.changed.len());
+        for user in std::mem::take(&mut self.saving.changed) {
+            let Some(inbox) = self.users.get_mut(&user) else { continue };
+            inbox.dirty = false;
+            let (record, added, removed) = inbox.change();
+            changes.push(InboxChange { user: user.to_string(), inbox: record, added, removed });
+            inboxes.push((user, inbox.floor()..inbox.next()));
+        }
+        let sends = std::mem::take(&mut self.saving.sends);
+        self.saving.bytes = 0;
+        out.checkpoint = Some(Checkpoint {
+            partition: self.partition,
+            applied: self.applied,
+            inboxes: changes,
+            sends: sends.iter().map(|(key, accepted)| (*key, *accepted)).collect(),
+        });
+        self.saving.in_progress = Some(InProgress { applied: self.applied, inboxes, sends });
+    }
+
+    pub(super) fn handle_saved(
+        &mut self,
+        now: Now,
+        result: Result<(), StoreError>,
+        out: &mut Effects,
+    ) {
+        let Some(saved) = self.saving.in_progress.take() else { return };
+        if let Err(error) = result {
+            tracing::warn!(partition = self.partition, %error, "a checkpoint failed");
+            out.counts.store_errors += 1;
+            for (user, _) in saved.inboxes {
+                if let Some(inbox) = self.users.get_mut(&user) {
+                    inbox.dirty = true;
+                    self.saving.changed.insert(user);
+                }
+            }
+            for (key, accepted) in saved.sends {
+                self.saving.sends.entry(key).or_insert(accepted);
+            }
+            self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_RETRY_MS;
+            return;
+        }
+        for (user, held) in saved.inboxes {
+            if let Some(inbox) = self.users.get_mut(&user) {
+                inbox.note_stored(held);
+            }
+        }
+        out.trim_below = Some(saved.applied + 1);
+        self.shed(now);
+    }
+
+    /// Lets go of what the store has and nobody is about to need.
+    fn shed(&mut self, now: Now) {
+        let mut bytes = 0;
+        self.users.retain(|_, inbox| {
+            let idle = now.mono_ms.saturating_sub(inbox.used_at_ms) >= limits::INBOX_IDLE_MS;
+            inbox.shed(bytes >= self.config.memory_bytes_max);
+            bytes += inbox.recent_bytes();
+            !(idle && inbox.is_evictable())
+        });
+    }
+
+    /// Hands out a record for every cursor that moved, up to a bound.
+    fn flush_cursors(&mut self, out: &mut Effects) {
+        let mut budget = limits::CURSORS_PER_APPEND_MAX;
+        let mut left = AHashSet::new();
+        for user in std::mem::take(&mut self.saving.moved) {
+            let Some(inbox) = self.users.get_mut(&user) else { continue };
+            if budget == 0 {
+                left.insert(user);
+                continue;
+            }
+            inbox.moved = false;
+            for device in inbox.devices_mut() {
+                if device.cursor == device.logged_cursor && device.cursor > 0 {
+                    continue;
+                }
+                budget = budget.saturating_sub(1);
+                device.logged_cursor = device.cursor;
+                let kind = Kind::Cursor(CursorRecord {
+                    user: user.to_string(),
+                    device: device.id.to_string(),
+                    cursor: device.cursor,
+                    seen_at_ms: device.seen_at_ms,
+                });
+                out.append.push(Record::from(kind.clone()).to_bytes());
+                self.appending.push_back(Appending { kind, replayed: self.replayed });
+            }
+        }
+        self.saving.moved = left;
+    }
+
+    /// A cursor did not get into the log: it is tried again with the next flush.
+    pub(super) fn unlog_cursor(&mut self, cursor: &CursorRecord) {
+        let Some((user, _)) = self.users.get_key_value(cursor.user.as_str()) else { return };
+        let user = Arc::clone(user);
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        for device in inbox.devices_mut().iter_mut().filter(|device| *device.id == cursor.device) {
+            device.logged_cursor = 0;
+        }
+        inbox.moved = true;
+        self.saving.moved.insert(user);
+    }
+
+    pub(super) fn fold_cursor(&mut self, cursor: &CursorRecord) {
+        let Some((user, _)) = self.users.get_key_value(cursor.user.as_str()) else { return };
+        let user = Arc::clone(user);
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        let index = inbox.device(&cursor.device, cursor.seen_at_ms);
+        let was_moved = inbox.moved;
+        inbox.move_cursor(index, cursor.cursor);
+        let device = &mut inbox.devices_mut()[index];
+        device.logged_cursor = device.logged_cursor.max(cursor.cursor);
+        // What comes out of the log need not go in again.
+        inbox.moved = was_moved;
+        let cursor = cursor.cursor.min(inbox.last());
+        let _ = inbox.take_delivered(cursor);
+        self.saving.note_changed(&user, inbox);
+    }
+}

@@ -1,0 +1,79 @@
+//! Every fixed bound of the router, and compile-time checks that they fit together.
+
+use std::time::Duration;
+
+/// Most partitions a store may have. A message id keeps the partition in its upper 16 bits.
+pub const PARTITIONS_MAX: u16 = 1_024;
+
+/// Longest user id, in bytes (link.proto).
+pub const USER_BYTES_MAX: usize = 64;
+/// Longest device id, in bytes (link.proto).
+pub const DEVICE_BYTES_MAX: usize = 40;
+/// Longest client message id, in bytes (link.proto).
+pub const CLIENT_MESSAGE_ID_BYTES_MAX: usize = 64;
+/// Longest edge id, in bytes (link.proto).
+pub const EDGE_ID_BYTES_MAX: usize = 64;
+/// Longest client kind and version that the registry keeps; longer ones are cut.
+pub const CLIENT_KIND_BYTES_MAX: usize = 32;
+/// Longest payload, in bytes: the most that `payload_bytes_max` of an edge may be.
+pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+/// Shards that one edge may announce (link.proto).
+pub const EDGE_SHARDS_MAX: u32 = 4_096;
+
+/// Edges that one router remembers at a time. Past it a new edge is refused with a sentence.
+pub const EDGES_MAX: usize = 4_096;
+/// Devices that are remembered for a user. Past it the one seen least recently is forgotten.
+pub const DEVICES_MAX: usize = 16;
+/// Message ids in one receipt (client.proto).
+pub const RECEIPT_IDS_MAX: usize = 256;
+/// Acknowledged but unread messages of an inbox whose senders are remembered for a READ receipt.
+/// Past it the oldest gets none: receipts are best effort.
+pub const UNREAD_MAX: usize = 256;
+/// Sends that may wait for one append of the same client message id; the oldest waiter is let go.
+pub const WAITERS_MAX: usize = 4;
+
+/// Unacknowledged payload bytes that are let out to one device. At least one message is.
+pub const WINDOW_BYTES_MAX: usize = 256 * 1024;
+/// Messages read from the store at a time for a device that is behind.
+pub const PAGE_MESSAGES_MAX: usize = 64;
+
+/// A batch on a link is closed when it reaches this size, in bytes.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that may wait to be written to one link. Past it the link is closed; the edge comes back and
+/// everything unacknowledged is sent again.
+pub const LINK_OUT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Batches from links that may wait for one owner task. Past it the links are not read.
+pub const OWNER_QUEUE_BATCHES_MAX: usize = 256;
+/// How long a new link may take to say Hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Links that are open at a time.
+pub const LINKS_MAX: usize = 8_192;
+
+/// Bytes of one group commit: past it the committer starts another.
+pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that one owner may have with the committer. Past it the owner takes no events from links.
+pub const APPENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Cursors that one append carries at most; the rest follow with the next.
+pub const CURSORS_PER_APPEND_MAX: usize = 1_024;
+/// Bytes read from the log at a time while replaying.
+pub const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// First and longest pause between two tries to open a broken queue.
+pub const REOPEN_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(200), Duration::from_secs(5));
+/// How old the last look at the free space may be.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A cursor that moved is in the log after this long.
+pub const CURSOR_FLUSH_MS: u64 = 1_000;
+/// A partition that changed is written to the store after this long.
+pub const CHECKPOINT_INTERVAL_MS: u64 = 10_000;
+/// A failed checkpoint is tried again after this long.
+pub const CHECKPOINT_RETRY_MS: u64 = 2_000;
+/// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
+pub const INBOX_IDLE_MS: u64 = 30_000;
+
+const _: () = assert!(WINDOW_BYTES_MAX <= LINK_OUT_BYTES_MAX);
+const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
+const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
+const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);

@@ -1,0 +1,161 @@
+//! What the router counts, as Prometheus text.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::hub::Counts;
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Per owner: connections and inboxes in memory.
+    owners: Vec<[AtomicUsize; 2]>,
+    connections: Gauge,
+    inboxes: Gauge,
+    sends_accepted: Counter,
+    sends_repeated: Counter,
+    sends_refused: Counter,
+    delivered: Counter,
+    acknowledged: Counter,
+    cursors: Counter,
+    gaps: Counter,
+    signals: Counter,
+    signals_dropped: Counter,
+    receipts: Counter,
+    replaced: Counter,
+    store_errors: Counter,
+    unreadable: Counter,
+    /// Receipts that found no room on their way to another owner.
+    pub receipts_dropped: Counter,
+    /// Links accepted.
+    pub links_accepted: Counter,
+    /// Links ended, for whatever reason.
+    pub links_ended: Counter,
+    /// Links closed because too much waited to be written.
+    pub links_overflowed: Counter,
+    /// Checkpoints written.
+    pub checkpoints: Counter,
+}
+
+impl Metrics {
+    /// Metrics for `owners` owners, all zero.
+    #[must_use]
+    pub fn new(owners: usize) -> Self {
+        let mut registry = Registry::with_prefix("router");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let sends_accepted = counter("sends_accepted", "Messages that are durable");
+        let sends_repeated =
+            counter("sends_repeated", "Sends answered from memory of an earlier one");
+        let sends_refused = counter("sends_refused", "Sends answered with a failure");
+        let delivered = counter("delivered", "Messages let out to devices, repetitions included");
+        let acknowledged = counter("acknowledged", "Acknowledgements taken from devices");
+        let cursors = counter("cursors_logged", "Cursors of devices written to the log");
+        let gaps = counter("gaps", "Gaps told to devices");
+        let signals = counter("signals", "Signals forwarded");
+        let signals_dropped = counter("signals_dropped", "Signals to users who were away");
+        let receipts = counter("receipts", "Receipts told to senders");
+        let replaced =
+            counter("replaced", "Connections replaced by a newer one of the same device");
+        let store_errors = counter("store_errors", "Reads and writes of the store that failed");
+        let unreadable = counter("records_unreadable", "Log records that could not be read");
+        let receipts_dropped = counter("receipts_dropped", "Receipts that found no room");
+        let links_accepted = counter("links_accepted", "Links accepted");
+        let links_ended = counter("links_ended", "Links ended");
+        let links_overflowed = counter("links_overflowed", "Links closed with too much to write");
+        let checkpoints = counter("checkpoints", "Checkpoints written");
+        let (connections, inboxes) = (Gauge::default(), Gauge::default());
+        registry.register("connections", "Connections registered", connections.clone());
+        registry.register("inboxes", "Inboxes in memory", inboxes.clone());
+        Self {
+            registry,
+            owners: (0..owners).map(|_| Default::default()).collect(),
+            connections,
+            inboxes,
+            sends_accepted,
+            sends_repeated,
+            sends_refused,
+            delivered,
+            acknowledged,
+            cursors,
+            gaps,
+            signals,
+            signals_dropped,
+            receipts,
+            replaced,
+            store_errors,
+            unreadable,
+            receipts_dropped,
+            links_accepted,
+            links_ended,
+            links_overflowed,
+            checkpoints,
+        }
+    }
+
+    /// Adds up what the Hubs of one owner did, and notes what they hold.
+    pub fn note_owner(&self, owner: usize, counts: &Counts, connections: usize, inboxes: usize) {
+        if let Some([connections_held, inboxes_held]) = self.owners.get(owner) {
+            connections_held.store(connections, Ordering::Relaxed);
+            inboxes_held.store(inboxes, Ordering::Relaxed);
+        }
+        for (counter, count) in [
+            (&self.sends_accepted, counts.accepted),
+            (&self.sends_repeated, counts.repeated),
+            (&self.sends_refused, counts.refused),
+            (&self.delivered, counts.delivered),
+            (&self.acknowledged, counts.acknowledged),
+            (&self.cursors, counts.cursors),
+            (&self.gaps, counts.gaps),
+            (&self.signals, counts.signals),
+            (&self.signals_dropped, counts.signals_dropped),
+            (&self.receipts, counts.receipts),
+            (&self.replaced, counts.replaced),
+            (&self.store_errors, counts.store_errors),
+            (&self.unreadable, counts.unreadable),
+        ] {
+            if count > 0 {
+                counter.inc_by(count);
+            }
+        }
+    }
+
+    /// All metrics in the Prometheus text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let sum = |index: usize| {
+            let held = self.owners.iter().map(|owner| owner[index].load(Ordering::Relaxed));
+            held.sum::<usize>() as i64
+        };
+        self.connections.set(sum(0));
+        self.inboxes.set(sum(1));
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(std::fmt::Error) => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_owners_hold_and_did_is_rendered() {
+        let metrics = Metrics::new(2);
+        let counts = Counts { accepted: 3, ..Counts::default() };
+        metrics.note_owner(0, &counts, 5, 1);
+        metrics.note_owner(1, &counts, 2, 1);
+        let text = metrics.render();
+        assert!(text.contains("router_sends_accepted_total 6"), "{text}");
+        assert!(text.contains("router_connections 7"), "{text}");
+    }
+}

@@ -1,0 +1,345 @@
+//! An owner task drives the Hubs of some partitions: brings them events, does what they ask for.
+//!
+//! A partition belongs to one owner (round robin), an owner has one or more partitions. What waits is
+//! handled in one go: one message to the committer, one wake-up a link, however many messages it was.
+
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant, SystemTime};
+
+use ahash::AHashMap;
+use bytes::Bytes;
+use hawser_proto::link::edge_message::Message as Inbound;
+use tokio::sync::mpsc;
+
+use crate::hub::{Effects, Event, Hub, Now, Receipt};
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::outgoing::Outgoing;
+use crate::queue::PartitionId;
+use crate::queue::committer::{Reply, Request};
+use crate::record::partition_of;
+use crate::registry::{EdgeId, Session};
+use crate::store::{Checkpoint, StoreError};
+
+/// What others tell an owner.
+#[derive(Debug)]
+pub enum ToOwner {
+    /// What one frame of a link says to the users of this owner, in order.
+    Batch(EdgeId, Session, Vec<(PartitionId, Inbound)>),
+    /// A link has said Hello.
+    EdgeUp(EdgeId, Session, Arc<Outgoing>),
+    /// A link has ended.
+    EdgeDown(EdgeId, Session),
+    /// An edge has told all its connections.
+    EdgeTold(EdgeId, Session),
+    /// An edge is not waited for any more.
+    EdgeGone(EdgeId, Session),
+    /// Receipts for users of this owner.
+    Receipts(Vec<Receipt>),
+}
+
+/// Answers to what an owner has asked for.
+#[derive(Debug)]
+pub enum Answer {
+    /// Of the committer.
+    Queue(Reply),
+    /// Of the saver.
+    Saved(PartitionId, Result<(), StoreError>),
+    /// Save everything and end.
+    Stop,
+}
+
+/// What owners ask of the saver.
+#[derive(Debug)]
+pub enum SaveRequest {
+    /// Write a checkpoint, and answer this owner.
+    Write(usize, Checkpoint),
+    /// End.
+    Stop,
+}
+
+/// Ways to the other tasks and threads.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// To the owners.
+    pub owners: Vec<mpsc::Sender<ToOwner>>,
+    /// To the committer.
+    pub committer: blocking::Sender<Request>,
+    /// To the saver.
+    pub saver: blocking::Sender<SaveRequest>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Of the whole router.
+    pub partitions: u16,
+}
+
+impl Ways {
+    /// Which owner has a partition.
+    #[must_use]
+    pub fn owner_of(&self, partition: PartitionId) -> usize {
+        usize::from(partition) % self.owners.len()
+    }
+}
+
+/// How often time is told to a Hub.
+const TICK: Duration = Duration::from_millis(100);
+/// How long an owner waits for its last appends and checkpoints.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The state of one owner task.
+#[derive(Debug)]
+pub struct Owner {
+    index: usize,
+    hubs: Vec<Hub>,
+    ways: Ways,
+    links: AHashMap<EdgeId, Arc<Outgoing>>,
+    effects: Effects,
+    /// Records for the committer, gathered.
+    records: Vec<(PartitionId, Bytes)>,
+    records_durable: bool,
+    /// Bytes with the committer, by request.
+    appending: std::collections::VecDeque<usize>,
+    appending_bytes: usize,
+    receipts: Vec<Receipt>,
+    /// Partitions whose checkpoint is on its way.
+    saving: usize,
+    started: Instant,
+}
+
+impl Owner {
+    /// An owner of `hubs`: those whose partition modulo the number of owners is `index`, in order.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
+    pub fn new(index: usize, hubs: Vec<Hub>, ways: Ways) -> Self {
+        Self {
+            index,
+            hubs,
+            ways,
+            links: AHashMap::new(),
+            effects: Effects::default(),
+            records: Vec::new(),
+            records_durable: false,
+            appending: std::collections::VecDeque::new(),
+            appending_bytes: 0,
+            receipts: Vec::new(),
+            saving: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Serves until it is told to stop and everything is saved.
+    pub async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<ToOwner>,
+        mut answers: mpsc::UnboundedReceiver<Answer>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stopping = false;
+        while !stopping {
+            tokio::select! {
+                biased;
+                Some(answer) = answers.recv() => stopping |= self.handle_answer(answer),
+                Some(message) = inbox.recv(), if self.has_room() => self.handle(message),
+                _ = tick.tick() => self.apply_all(|| Event::Tick),
+            }
+            // What else has gathered meanwhile goes into the same flush.
+            while let Ok(answer) = answers.try_recv() {
+                stopping |= self.handle_answer(answer);
+            }
+            for _ in 0..limits::OWNER_QUEUE_BATCHES_MAX {
+                if !self.has_room() {
+                    break;
+                }
+                let Ok(message) = inbox.try_recv() else { break };
+                self.handle(message);
+            }
+            self.flush();
+        }
+        self.stop(&mut answers).await;
+    }
+
+    /// Waits for what is on its way to the log, then saves every partition.
+    async fn stop(&mut self, answers: &mut mpsc::UnboundedReceiver<Answer>) {
+        let settled = async {
+            while !self.appending.is_empty() || self.saving > 0 {
+                let Some(answer) = answers.recv().await else { return };
+                self.handle_answer(answer);
+                self.flush();
+            }
+            self.apply_all(|| Event::Save);
+            self.flush();
+            while self.saving > 0 {
+                let Some(answer) = answers.recv().await else { return };
+                self.handle_answer(answer);
+                self.flush();
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, settled).await.is_err() {
+            tracing::warn!(
+                owner = self.index,
+                "stopped before everything was saved; the log has it"
+            );
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.appending_bytes < limits::APPENDING_BYTES_MAX
+    }
+
+    fn handle(&mut self, message: ToOwner) {
+        let now = self.now();
+        match message {
+            ToOwner::Batch(edge, session, messages) => {
+                for (partition, message) in messages {
+                    self.apply(now, partition, Event::Link { edge, session, message });
+                }
+            }
+            ToOwner::EdgeUp(edge, session, outgoing) => {
+                self.links.insert(edge, outgoing);
+                self.apply_all(|| Event::EdgeUp(edge, session));
+            }
+            ToOwner::EdgeDown(edge, session) => self.apply_all(|| Event::EdgeDown(edge, session)),
+            ToOwner::EdgeTold(edge, session) => self.apply_all(|| Event::EdgeTold(edge, session)),
+            ToOwner::EdgeGone(edge, session) => {
+                self.apply_all(|| Event::EdgeGone(edge, session));
+                if self.links.get(&edge).is_some_and(|link| link.is_closed()) {
+                    self.links.remove(&edge);
+                }
+            }
+            ToOwner::Receipts(receipts) => self.receipts.extend(receipts),
+        }
+    }
+
+    /// Answers whether it is time to stop.
+    fn handle_answer(&mut self, answer: Answer) -> bool {
+        let now = self.now();
+        match answer {
+            Answer::Queue(Reply::Committed(places)) => {
+                self.note_answered();
+                for (partition, offset) in places {
+                    self.apply(now, partition, Event::Committed(offset));
+                }
+            }
+            Answer::Queue(Reply::Refused(partitions, reason)) => {
+                self.note_answered();
+                for partition in partitions {
+                    self.apply(now, partition, Event::Refused(Arc::clone(&reason)));
+                }
+            }
+            Answer::Queue(Reply::Replayed(records)) => {
+                for (partition, record) in records {
+                    self.apply(now, partition, Event::Replayed(record.offset, record.bytes));
+                }
+            }
+            Answer::Saved(partition, result) => {
+                self.saving = self.saving.saturating_sub(1);
+                self.apply(now, partition, Event::Saved(result));
+            }
+            Answer::Stop => return true,
+        }
+        false
+    }
+
+    fn note_answered(&mut self) {
+        self.appending_bytes -= self.appending.pop_front().unwrap_or(0);
+    }
+
+    fn apply_all(&mut self, event: impl Fn() -> Event) {
+        let now = self.now();
+        let owners = self.ways.owners.len();
+        for place in 0..self.hubs.len() {
+            self.apply(now, (place * owners + self.index) as PartitionId, event());
+        }
+    }
+
+    fn apply(&mut self, now: Now, partition: PartitionId, event: Event) {
+        let place = usize::from(partition) / self.ways.owners.len();
+        let Some(hub) = self.hubs.get_mut(place) else { return };
+        hub.apply(now, event, &mut self.effects);
+        let effects = &mut self.effects;
+        self.records.extend(effects.append.drain(..).map(|bytes| (partition, bytes)));
+        self.records_durable |= std::mem::take(&mut effects.append_durable);
+        self.receipts.append(&mut effects.receipts);
+        if let Some(checkpoint) = effects.checkpoint.take() {
+            self.saving += 1;
+            let _ = self.ways.saver.send(SaveRequest::Write(self.index, checkpoint));
+        }
+        if let Some(below) = effects.trim_below.take() {
+            let _ = self.ways.committer.send(Request::Trim(partition, below));
+        }
+    }
+
+    /// Lets out what has gathered.
+    fn flush(&mut self) {
+        self.pass_receipts();
+        if !self.records.is_empty() {
+            let records = std::mem::take(&mut self.records);
+            let bytes = records.iter().map(|(_, bytes)| bytes.len()).sum();
+            self.appending.push_back(bytes);
+            self.appending_bytes += bytes;
+            let durable = std::mem::take(&mut self.records_durable);
+            let request = Request::Append { owner: self.index, records, durable };
+            // The committer ends only after the owners.
+            let _ = self.ways.committer.send(request);
+        }
+        self.send_out();
+        let connections = self.hubs.iter().map(Hub::connections).sum();
+        let inboxes = self.hubs.iter().map(Hub::inboxes).sum();
+        let counts = std::mem::take(&mut self.effects.counts);
+        self.ways.metrics.note_owner(self.index, &counts, connections, inboxes);
+    }
+
+    fn send_out(&mut self) {
+        let mut outbound = self.effects.outbound.drain(..).peekable();
+        let mut woken: Vec<&Arc<Outgoing>> = Vec::new();
+        while let Some((edge, first)) = outbound.next() {
+            let rest = std::iter::from_fn(|| {
+                outbound.next_if(|(other, _)| *other == edge).map(|(_, message)| message)
+            });
+            let messages = std::iter::once(first).chain(rest);
+            let Some(link) = self.links.get(&edge) else {
+                messages.for_each(drop);
+                continue;
+            };
+            if link.push_all(messages).is_err() && !link.is_closed() {
+                self.ways.metrics.links_overflowed.inc();
+                tracing::warn!(?edge, "a link is closed: it does not take what is sent to it");
+                link.close();
+            }
+            if !woken.iter().any(|other| Arc::ptr_eq(other, link)) {
+                woken.push(link);
+            }
+        }
+        for link in woken {
+            link.wake();
+        }
+    }
+
+    /// Brings receipts to the partitions of the senders. Best effort: a full owner gets none.
+    fn pass_receipts(&mut self) {
+        let now = self.now();
+        let mut elsewhere: AHashMap<usize, Vec<Receipt>> = AHashMap::new();
+        for receipt in std::mem::take(&mut self.receipts) {
+            let partition = partition_of(&receipt.to, self.ways.partitions);
+            let owner = self.ways.owner_of(partition);
+            if owner == self.index {
+                self.apply(now, partition, Event::Receipt(receipt));
+            } else {
+                elsewhere.entry(owner).or_default().push(receipt);
+            }
+        }
+        for (owner, receipts) in elsewhere {
+            if self.ways.owners[owner].try_send(ToOwner::Receipts(receipts)).is_err() {
+                self.ways.metrics.receipts_dropped.inc();
+            }
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Now { mono_ms: self.started.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as i64 }
+    }
+}

@@ -1,0 +1,371 @@
+//! Group commit: one thread appends what all partitions want appended, syncs once, and answers all.
+//!
+//! ```text
+//!             append failed                    opened
+//!  Working ───────────────────► Broken ─────────────────► Working
+//!     ▲                          │  ▲ not opened: wait longer
+//!     └ enough space             └──┘
+//! ```
+//!
+//! While the queue is broken, or the disk is nearly full, appends are refused at once. After a reopening the
+//! owners first get what is in the log and was never acknowledged to them, so that they see every record,
+//! in order, before a new one is appended.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Batch, Offset, Opener, PartitionId, Queue, QueueError, Record};
+use crate::health::{Health, Part};
+use crate::limits;
+
+/// What owners ask of the committer.
+#[derive(Debug)]
+pub enum Request {
+    /// Append these records. Answered by one [`Reply`] to `owner`.
+    Append {
+        /// Whom to answer.
+        owner: usize,
+        /// In order.
+        records: Vec<(PartitionId, Bytes)>,
+        /// Whether somebody waits for it.
+        durable: bool,
+    },
+    /// The log of a partition is not needed below an offset.
+    Trim(PartitionId, Offset),
+    /// Finish what was asked before, and end.
+    Stop,
+}
+
+/// What owners are told.
+#[derive(Debug)]
+pub enum Reply {
+    /// The records of one request are in the log, at these offsets, in the order of the request.
+    Committed(Vec<(PartitionId, Offset)>),
+    /// The records of one request are not acknowledged.
+    Refused(Vec<PartitionId>, Arc<str>),
+    /// Records that were found in the log.
+    Replayed(Vec<(PartitionId, Record)>),
+}
+
+/// Where replies go: owner, reply. Must not block.
+pub type Replies = Box<dyn FnMut(usize, Reply) + Send>;
+
+/// Free bytes of the disk that the log is on; `None` where that cannot be told.
+pub type FreeBytes = Box<dyn FnMut() -> Option<u64> + Send>;
+
+/// The committer thread's state.
+pub struct Committer {
+    /// Opens the queue after a failure.
+    pub opener: Box<dyn Opener>,
+    /// The open queue.
+    pub queue: Option<Box<dyn Queue>>,
+    /// Per partition, the offset after the last record its owner knows.
+    pub expected: Vec<Offset>,
+    /// Partitions belong to owners round robin; this is how many owners there are.
+    pub owners: usize,
+    /// Where replies go.
+    pub replies: Replies,
+    /// Free space of the disk.
+    pub free_bytes: FreeBytes,
+    /// Below this much free space appends are refused.
+    pub disk_free_min: u64,
+    /// Told what is wrong.
+    pub health: Arc<Health>,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").field("is_open", &self.queue.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Committer {
+    /// Serves requests until [`Request::Stop`], or until nobody can ask any more.
+    pub fn run(mut self, requests: &Receiver<Request>) {
+        let mut round = Round::default();
+        let mut backoff = Backoff::default();
+        let mut space = Space::default();
+        loop {
+            let wait = if self.queue.is_none() {
+                Some(backoff.remaining(now()))
+            } else {
+                // The health check shall know when there is room again, also when nobody sends.
+                space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL)
+            };
+            let first = match wait {
+                None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => requests.recv_timeout(wait),
+            };
+            match first {
+                Ok(request) => {
+                    round.add(request);
+                    while !round.is_full() {
+                        let Ok(request) = requests.try_recv() else { break };
+                        round.add(request);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.check_space(&mut space);
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.queue.is_none() && backoff.remaining(now()).is_zero() {
+                self.reopen(&mut backoff);
+            }
+            self.serve(&mut round, &mut space, &mut backoff);
+            if round.stop {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, round: &mut Round, space: &mut Space, backoff: &mut Backoff) {
+        if !round.batch.records.is_empty() {
+            let appended = self.check_space(space).and_then(|()| self.append(round));
+            match appended {
+                Ok(()) => self.answer_committed(round),
+                Err(reason) => self.answer_refused(round, &reason),
+            }
+            if self.queue.is_none() {
+                backoff.ensure_started(now());
+            }
+        }
+        if !round.trims.is_empty() {
+            if let Some(queue) = &mut self.queue
+                && let Err(error) = queue.trim(&round.trims)
+            {
+                tracing::warn!(%error, "the log was not trimmed");
+                self.break_queue(&error.0);
+                backoff.ensure_started(now());
+            }
+            round.trims.clear();
+        }
+    }
+
+    fn check_space(&mut self, space: &mut Space) -> Result<(), String> {
+        let enough = space.check(now(), &mut self.free_bytes, self.disk_free_min);
+        self.health.set(Part::Disk, enough.clone().err());
+        enough
+    }
+
+    fn append(&mut self, round: &mut Round) -> Result<(), String> {
+        let Some(queue) = &mut self.queue else {
+            return Err(self
+                .health
+                .of(Part::Queue)
+                .unwrap_or_else(|| "the queue is broken".into()));
+        };
+        match queue.append(&round.batch, &mut round.offsets) {
+            Ok(()) => self.fill_holes(round),
+            Err(QueueError(reason)) => {
+                tracing::warn!(error = %reason, "an append failed; the queue will be opened again");
+                self.break_queue(&reason);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Where another router appended to the same partitions, the owner gets those records first.
+    fn fill_holes(&mut self, round: &Round) -> Result<(), String> {
+        for ((partition, _), offset) in round.batch.records.iter().zip(&round.offsets) {
+            let expected = self.expected[usize::from(*partition)];
+            if *offset > expected
+                && let Err(error) = self.catch_up(*partition, *offset)
+            {
+                self.break_queue(&error.0);
+                return Err(error.0);
+            }
+            self.expected[usize::from(*partition)] = offset + 1;
+        }
+        Ok(())
+    }
+
+    fn break_queue(&mut self, reason: &str) {
+        self.queue = None;
+        self.health.set(Part::Queue, Some(reason.to_owned()));
+    }
+
+    fn reopen(&mut self, backoff: &mut Backoff) {
+        let opened = self.opener.open().and_then(|queue| {
+            self.queue = Some(queue);
+            (0..self.expected.len())
+                .try_for_each(|partition| self.catch_up(partition as PartitionId, Offset::MAX))
+        });
+        match opened {
+            Ok(()) => {
+                *backoff = Backoff::default();
+                self.health.set(Part::Queue, None);
+                tracing::info!("the queue works again");
+            }
+            Err(error) => {
+                self.break_queue(&error.0);
+                backoff.note_failure(now());
+                tracing::debug!(%error, "the queue could not be opened");
+            }
+        }
+    }
+
+    /// Tells the owner of a partition about records below `end` that it does not know.
+    fn catch_up(&mut self, partition: PartitionId, end: Offset) -> Result<(), QueueError> {
+        let index = usize::from(partition);
+        let Some(queue) = &mut self.queue else { return Ok(()) };
+        let mut found = Vec::new();
+        loop {
+            let from = self.expected[index];
+            queue.read(partition, from, limits::REPLAY_BYTES_MAX, &mut found)?;
+            found.retain(|record| record.offset < end);
+            let Some(last) = found.last() else { break };
+            self.expected[index] = last.offset + 1;
+            let records = found.drain(..).map(|record| (partition, record)).collect();
+            (self.replies)(index % self.owners, Reply::Replayed(records));
+        }
+        queue.skip_to(partition, self.expected[index])
+    }
+
+    fn answer_committed(&mut self, round: &mut Round) {
+        let mut placed = round.batch.records.drain(..).zip(round.offsets.drain(..));
+        for (owner, count) in round.askers.drain(..) {
+            let places = placed.by_ref().take(count);
+            let places = places.map(|((partition, _), offset)| (partition, offset)).collect();
+            (self.replies)(owner, Reply::Committed(places));
+        }
+        drop(placed);
+        round.reset();
+    }
+
+    fn answer_refused(&mut self, round: &mut Round, reason: &str) {
+        let reason: Arc<str> = reason.into();
+        let mut refused = round.batch.records.drain(..);
+        for (owner, count) in round.askers.drain(..) {
+            let partitions = refused.by_ref().take(count).map(|(partition, _)| partition).collect();
+            (self.replies)(owner, Reply::Refused(partitions, Arc::clone(&reason)));
+        }
+        drop(refused);
+        round.reset();
+    }
+}
+
+/// Hands every record of `partition` from `from` on to `each`, in order.
+///
+/// # Errors
+/// The log could not be read.
+pub fn replay(
+    queue: &mut dyn Queue,
+    partition: PartitionId,
+    mut from: Offset,
+    mut each: impl FnMut(Record),
+) -> Result<Offset, QueueError> {
+    let mut found = Vec::new();
+    loop {
+        queue.read(partition, from, limits::REPLAY_BYTES_MAX, &mut found)?;
+        let Some(last) = found.last() else { return Ok(from) };
+        from = last.offset + 1;
+        found.drain(..).for_each(&mut each);
+    }
+}
+
+/// What is done in one go.
+#[derive(Default)]
+struct Round {
+    batch: Batch,
+    bytes: usize,
+    /// Owner and number of records of each request, in the order of the batch.
+    askers: Vec<(usize, usize)>,
+    offsets: Vec<Offset>,
+    trims: Vec<(PartitionId, Offset)>,
+    stop: bool,
+}
+
+impl Round {
+    fn add(&mut self, request: Request) {
+        match request {
+            Request::Append { owner, records, durable } => {
+                self.askers.push((owner, records.len()));
+                self.bytes += records.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+                self.batch.records.extend(records);
+                self.batch.durable |= durable;
+            }
+            Request::Trim(partition, below) => self.trims.push((partition, below)),
+            Request::Stop => self.stop = true,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= limits::COMMIT_BYTES_MAX || self.stop
+    }
+
+    fn reset(&mut self) {
+        self.batch.durable = false;
+        self.bytes = 0;
+    }
+}
+
+/// When to try to open the queue again.
+#[derive(Default)]
+struct Backoff {
+    next_at: Option<Instant>,
+    failures: u32,
+}
+
+impl Backoff {
+    fn remaining(&self, now: Instant) -> Duration {
+        self.next_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    fn ensure_started(&mut self, now: Instant) {
+        if self.next_at.is_none() {
+            self.note_failure(now);
+        }
+    }
+
+    fn note_failure(&mut self, now: Instant) {
+        let (first, longest) = limits::REOPEN_BACKOFF;
+        let pause = first.saturating_mul(1 << self.failures.min(10)).min(longest);
+        self.failures += 1;
+        self.next_at = Some(now + pause);
+    }
+}
+
+/// The free space, looked at from time to time.
+struct Space {
+    checked_at: Option<Instant>,
+    result: Result<(), String>,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self { checked_at: None, result: Ok(()) }
+    }
+}
+
+impl Space {
+    fn check(
+        &mut self,
+        now: Instant,
+        free_bytes: &mut FreeBytes,
+        free_min: u64,
+    ) -> Result<(), String> {
+        let fresh = |at: Instant| now.duration_since(at) < limits::DISK_CHECK_INTERVAL;
+        if !self.checked_at.is_some_and(fresh) {
+            self.checked_at = Some(now);
+            self.result = match free_bytes() {
+                Some(free) if free < free_min => Err(format!(
+                    "the disk has {free} bytes free, --disk-free-min asks for {free_min}"
+                )),
+                Some(_) | None => Ok(()),
+            };
+        }
+        self.result.clone()
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the committer thread is the rim: it waits by the clock"
+)]
+fn now() -> Instant {
+    Instant::now()
+}

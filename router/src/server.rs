@@ -1,0 +1,453 @@
+//! The I/O of the router: opens and recovers the data folder, binds, runs owners, links and threads, and
+//! stops in order.
+//!
+//! ```text
+//!  links ─► owners (tasks) ─► committer (thread) ─► queue
+//!    ▲         │  ▲   └─────► saver (thread) ─────► store
+//!    └─────────┘  └──────────────┘ answers
+//! ```
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admin;
+use crate::config::{Config, Listen};
+use crate::edges::Edges;
+use crate::health::{Health, Part};
+use crate::hub::{Effects, Event, Hub, Now};
+use crate::limits;
+use crate::link::{Links, Reader, Writer};
+use crate::metrics::Metrics;
+use crate::owner::{Answer, Owner, SaveRequest, Ways};
+use crate::queue::committer::{Committer, Request, replay};
+use crate::queue::embedded::EmbeddedOpener;
+use crate::queue::{Opener as _, PartitionId, Queue};
+use crate::store::disk::{DiskStore, OpenError};
+use crate::store::{DAY_MS, Store};
+
+/// How long links and owners may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why the router did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The operator can mend it: a sentence with the knob's name.
+    Usage(String),
+    /// Something failed.
+    Failed(String),
+}
+
+fn usage(knob: &str, problem: impl std::fmt::Display) -> StartError {
+    StartError::Usage(format!("{knob}: {problem}"))
+}
+
+/// A router that is bound and recovered, and not serving yet.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listeners: Vec<Listener>,
+    admin: TcpListener,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, std::path::PathBuf),
+}
+
+impl Server {
+    /// Locks and opens the data folder, binds every address and replays the log.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for listen in &config.listen {
+            listeners.push(Listener::bind(listen).await?);
+        }
+        let admin = TcpListener::bind(config.admin)
+            .await
+            .map_err(|error| usage("--admin", format_args!("{}: {error}", config.admin)))?;
+        let opening = config.clone();
+        let data = tokio::task::spawn_blocking(move || Data::open(&opening))
+            .await
+            .map_err(|error| StartError::Failed(format!("opening the data folder: {error}")))??;
+        Ok(Self { config, listeners, admin, data })
+    }
+
+    /// Addresses that edges can connect to, with the ports that were chosen for port 0.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        let address = |listener: &Listener| match listener {
+            Listener::Tcp(listener) => {
+                listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
+            }
+            Listener::Unix(_, path) => format!("unix:{}", path.display()),
+        };
+        self.listeners.iter().map(address).collect()
+    }
+
+    /// Address of the admin server.
+    #[must_use]
+    pub fn admin_address(&self) -> String {
+        self.admin.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
+    }
+
+    /// Serves until `stop` completes, then saves everything.
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let owners = self.data.hubs.len();
+        let metrics = Arc::new(Metrics::new(owners));
+        let health = Arc::new(Health::default());
+        let threads = Threads::start(&self.config, self.data, &metrics, &health);
+        let links = Arc::new(Links {
+            ways: threads.ways.clone(),
+            edges: Edges::default(),
+            router_id: self.config.router_id.clone(),
+            epoch: fastrand::u64(..),
+            lease: self.config.lease,
+            window_messages: self.config.window,
+        });
+        let (stopping, stopped) = watch::channel(false);
+        let admin =
+            tokio::spawn(admin::serve(self.admin, Arc::clone(&metrics), Arc::clone(&health)));
+        let mut accepting = JoinSet::new();
+        for listener in self.listeners {
+            accepting.spawn(accept(listener, Arc::clone(&links), stopped.clone()));
+        }
+        stop.await;
+        tracing::info!("stopping");
+        health.set(Part::Serving, Some("the router is stopping".to_owned()));
+        let _ = stopping.send(true);
+        let all_ended = async { while accepting.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
+            tracing::warn!("links did not end in time");
+        }
+        threads.stop().await;
+        admin.abort();
+    }
+}
+
+impl Listener {
+    async fn bind(listen: &Listen) -> Result<Self, StartError> {
+        let problem = |error: std::io::Error| usage("--listen", format!("{listen}: {error}"));
+        match listen {
+            Listen::Tcp(address) => {
+                Ok(Self::Tcp(TcpListener::bind(address).await.map_err(problem)?))
+            }
+            Listen::Unix(path) => {
+                // A socket that nobody listens at is left over from a router that was killed.
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(usage("--listen", format!("{listen}: is in use")));
+                }
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(problem(error));
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+                Ok(Self::Unix(UnixListener::bind(path).map_err(problem)?, path.clone()))
+            }
+        }
+    }
+
+    async fn accept(&self) -> std::io::Result<(Reader, Writer, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(split_tcp(stream, peer.to_string()))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let (reader, writer) = stream.into_split();
+                Ok((Box::new(reader), Box::new(writer), "unix".to_owned()))
+            }
+        }
+    }
+}
+
+fn split_tcp(stream: TcpStream, peer: String) -> (Reader, Writer, String) {
+    // Batches are built here; the kernel shall not wait for more.
+    let _ = stream.set_nodelay(true);
+    let (reader, writer) = stream.into_split();
+    (Box::new(reader), Box::new(writer), peer)
+}
+
+/// Accepts links until it is time to stop, then ends them.
+async fn accept(listener: Listener, links: Arc<Links>, mut stopped: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(limits::LINKS_MAX));
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((reader, writer, peer)) => {
+                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                    links.ways.metrics.links_accepted.inc();
+                    let links = Arc::clone(&links);
+                    serving.spawn(async move {
+                        links.serve(reader, writer, peer).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: others may give some back.
+                    tracing::warn!(%error, "accepting a link failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = serving.join_next() => {}
+            _ = stopped.changed() => break,
+        }
+    }
+    links.edges.close_all();
+    // Links that never said Hello have nothing to lose.
+    let grace = tokio::time::sleep(Duration::from_secs(2));
+    tokio::pin!(grace);
+    loop {
+        tokio::select! {
+            ended = serving.join_next() => if ended.is_none() { break },
+            () = &mut grace => { serving.shutdown().await; break; }
+        }
+    }
+    if let Listener::Unix(_, path) = &listener {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// The data folder, open and recovered.
+#[derive(Debug)]
+struct Data {
+    /// Held as long as the process uses the folder.
+    _lock: File,
+    store: Arc<DiskStore>,
+    /// By owner.
+    hubs: Vec<Vec<Hub>>,
+    queue: OpenQueue,
+    /// Per partition, the offset after the last record that its Hub has.
+    expected: Vec<u64>,
+}
+
+struct OpenQueue(Box<dyn Queue>);
+
+impl std::fmt::Debug for OpenQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenQueue")
+    }
+}
+
+impl Data {
+    fn open(config: &Config) -> Result<Self, StartError> {
+        let folder = &config.data_dir;
+        let shown = folder.display();
+        let problem =
+            |error: &dyn std::fmt::Display| usage("--data-dir", format!("{shown}: {error}"));
+        std::fs::create_dir_all(folder).map_err(|error| problem(&error))?;
+        let lock = File::create(folder.join("LOCK")).map_err(|error| problem(&error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(problem(&"another router uses it")),
+            Err(TryLockError::Error(error)) => return Err(problem(&error)),
+        }
+        let store = DiskStore::open(&folder.join("store"), config.partitions, fastrand::u64(..))
+            .map_err(|error| match error {
+                OpenError::Partitions { stored } => usage(
+                    "--partitions",
+                    format!("{} given, but {shown} was made with {stored}", config.partitions),
+                ),
+                OpenError::Format { stored } => {
+                    problem(&format!("written in format {stored}, by another release"))
+                }
+                OpenError::Failed(error) => problem(&error),
+            })?;
+        let store = Arc::new(store);
+        let mut queue = queue_opener(config).open().map_err(|error| problem(&error))?;
+        let (hubs, expected) =
+            recover(config, &store, &mut *queue).map_err(|error| problem(&error))?;
+        Ok(Self { _lock: lock, store, hubs, queue: OpenQueue(queue), expected })
+    }
+}
+
+fn queue_opener(config: &Config) -> EmbeddedOpener {
+    EmbeddedOpener::new(&config.data_dir.join("queue"), config.partitions)
+}
+
+/// Builds every Hub from the store, and folds in what the log has since.
+fn recover(
+    config: &Config,
+    store: &Arc<DiskStore>,
+    queue: &mut dyn Queue,
+) -> Result<(Vec<Vec<Hub>>, Vec<u64>), String> {
+    let mut hubs: Vec<Vec<Hub>> = (0..owner_count(config)).map(|_| Vec::new()).collect();
+    let mut expected = Vec::new();
+    let mut replayed = 0_u64;
+    for partition in 0..config.partitions {
+        let store: Arc<dyn Store> = Arc::<DiskStore>::clone(store);
+        let mut hub =
+            Hub::new(partition, config.hub(), store).map_err(|error| error.to_string())?;
+        let now = Now { mono_ms: 0, unix_ms: unix_ms() };
+        let mut effects = Effects::default();
+        let from = hub.applied() + 1;
+        let next = replay(queue, partition, from, |record| {
+            hub.apply(now, Event::Replayed(record.offset, record.bytes), &mut effects);
+            replayed += 1;
+        })
+        .map_err(|error| error.to_string())?;
+        if hub.is_stalled() {
+            return Err("the store could not be read while the log was replayed".to_owned());
+        }
+        queue.skip_to(partition, next).map_err(|error| error.to_string())?;
+        expected.push(next);
+        let owner = usize::from(partition) % hubs.len();
+        hubs[owner].push(hub);
+    }
+    tracing::info!(replayed, "recovered");
+    Ok((hubs, expected))
+}
+
+/// How many owners share the partitions.
+fn owner_count(config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = match config.owners {
+        0 => (cores / 2).max(1),
+        owners => usize::from(owners),
+    };
+    wanted.min(usize::from(config.partitions))
+}
+
+/// The owners and the two threads that may block.
+struct Threads {
+    ways: Ways,
+    answers: Vec<mpsc::UnboundedSender<Answer>>,
+    owners: JoinSet<()>,
+    committer: JoinHandle<()>,
+    saver: JoinHandle<()>,
+    _lock: File,
+}
+
+impl Threads {
+    fn start(config: &Config, data: Data, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Self {
+        let (to_committer, committer_requests) = blocking::channel();
+        let (to_saver, save_requests) = blocking::channel();
+        let (to_owners, inboxes): (Vec<_>, Vec<_>) =
+            data.hubs.iter().map(|_| mpsc::channel(limits::OWNER_QUEUE_BATCHES_MAX)).unzip();
+        let (answers, answer_inboxes): (Vec<_>, Vec<_>) =
+            data.hubs.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let ways = Ways {
+            owners: to_owners,
+            committer: to_committer,
+            saver: to_saver,
+            metrics: Arc::clone(metrics),
+            partitions: config.partitions,
+        };
+        let mut owners = JoinSet::new();
+        let tasks = data.hubs.into_iter().zip(inboxes).zip(answer_inboxes);
+        for (index, ((hubs, inbox), answers)) in tasks.enumerate() {
+            owners.spawn(Owner::new(index, hubs, ways.clone()).run(inbox, answers));
+        }
+        let queue_answers = answers.clone();
+        let committer = Committer {
+            opener: Box::new(queue_opener(config)),
+            queue: Some(data.queue.0),
+            expected: data.expected,
+            owners: answers.len(),
+            replies: Box::new(move |owner, reply| {
+                let _ = queue_answers[owner].send(Answer::Queue(reply));
+            }),
+            free_bytes: free_bytes(&config.data_dir),
+            disk_free_min: config.disk_free_min as u64,
+            health: Arc::clone(health),
+        };
+        let saver = Saver {
+            store: data.store,
+            answers: answers.clone(),
+            health: Arc::clone(health),
+            metrics: Arc::clone(metrics),
+        };
+        Self {
+            ways,
+            answers,
+            owners,
+            committer: thread("committer", move || committer.run(&committer_requests)),
+            saver: thread("saver", move || saver.run(&save_requests)),
+            _lock: data._lock,
+        }
+    }
+
+    /// Ends owners, committer and saver, in this order.
+    async fn stop(mut self) {
+        for answers in &self.answers {
+            let _ = answers.send(Answer::Stop);
+        }
+        let all_ended = async { while self.owners.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
+            self.owners.abort_all();
+        }
+        // Not by dropping the ways: a lease that still runs holds some.
+        let _ = self.ways.committer.send(Request::Stop);
+        let _ = self.ways.saver.send(SaveRequest::Stop);
+        let threads = [self.committer, self.saver];
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+        });
+        let _ = joined.await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Writes checkpoints, one at a time.
+struct Saver {
+    store: Arc<DiskStore>,
+    answers: Vec<mpsc::UnboundedSender<Answer>>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Saver {
+    fn run(self, requests: &blocking::Receiver<SaveRequest>) {
+        let mut forgot_on = 0;
+        while let Ok(SaveRequest::Write(owner, checkpoint)) = requests.recv() {
+            let today = unix_ms().div_euclid(DAY_MS);
+            let mut result = self.store.commit(&checkpoint);
+            if result.is_ok() && forgot_on != today {
+                result = self.store.forget_sends(today);
+                forgot_on = today;
+            }
+            if result.is_ok() {
+                self.metrics.checkpoints.inc();
+            }
+            let problem = result.as_ref().err().map(ToString::to_string);
+            self.health.set(Part::Store, problem);
+            let partition: PartitionId = checkpoint.partition;
+            let _ = self.answers[owner].send(Answer::Saved(partition, result));
+        }
+    }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
+        Ok(handle) => handle,
+        Err(error) => panic!("the kernel refuses a thread: {error}"),
+    }
+}
+
+fn free_bytes(folder: &Path) -> crate::queue::committer::FreeBytes {
+    let folder = folder.to_owned();
+    Box::new(move || {
+        let statistics = rustix::fs::statvfs(&folder).ok()?;
+        Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server is the rim")]
+fn unix_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_millis() as i64
+}

@@ -1,0 +1,340 @@
+//! The store on disk: one fjall database.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `meta` | `format`, `partitions`, `seed` | little-endian numbers |
+//! | `meta` | `applied/` partition (u16) | offset (u64) |
+//! | `inboxes` | partition (u16), user | [`InboxRecord`](crate::record::InboxRecord) |
+//! | `messages` | partition (u16), length of user (u8), user, sequence (u64) | [`MessageRecord`](crate::record::MessageRecord) |
+//! | `sends-DAY` | [`SendKey`] | message id (u64), accepted at (i64) |
+//!
+//! Numbers in keys and values are big-endian unless said otherwise. Sends have a keyspace a day, so that
+//! forgetting them is dropping one. A fjall database that failed to write stays poisoned; it is opened
+//! again at the next commit.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+
+use super::{Accepted, Checkpoint, Store, StoreError};
+use crate::queue::{Offset, PartitionId};
+use crate::record::SendKey;
+
+/// Version of the layout above.
+const FORMAT: u64 = 1;
+/// Most that fjall's journals may take, in bytes, before it flushes what they hold.
+const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Memory for blocks read from disk, in bytes.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+const SENDS_PREFIX: &str = "sends-";
+
+/// Why a store was not opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// It was made with another number of partitions.
+    Partitions {
+        /// What the store has.
+        stored: u64,
+    },
+    /// A release wrote it whose layout this one does not know.
+    Format {
+        /// What the store has.
+        stored: u64,
+    },
+    /// It could not be read or made.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<fjall::Error> for OpenError {
+    fn from(error: fjall::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<fjall::Error> for StoreError {
+    fn from(error: fjall::Error) -> Self {
+        Self(format!("the store failed: {error}"))
+    }
+}
+
+/// The store in a folder.
+pub struct DiskStore {
+    folder: PathBuf,
+    seed: u64,
+    open: RwLock<Option<Open>>,
+    /// Set by a failed write: the next commit opens the database again.
+    broken: Mutex<bool>,
+}
+
+impl std::fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskStore").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl DiskStore {
+    /// Opens the store in `folder`, or makes one for `partitions` partitions with `seed`.
+    ///
+    /// # Errors
+    /// The store belongs to another configuration or release, or the disk refused.
+    pub fn open(folder: &Path, partitions: u16, seed: u64) -> Result<Self, OpenError> {
+        let open = Open::new(folder)?;
+        let meta = &open.meta;
+        if meta.get("format")?.is_none() {
+            let mut batch = open.database.batch().durability(Some(PersistMode::SyncAll));
+            batch.insert(meta, "partitions", u64::from(partitions).to_le_bytes());
+            batch.insert(meta, "seed", seed.to_le_bytes());
+            batch.insert(meta, "format", FORMAT.to_le_bytes());
+            batch.commit()?;
+        }
+        let number = |key: &str| -> Result<u64, OpenError> {
+            let value = meta.get(key)?;
+            let bytes = value.as_deref().and_then(|value| value.first_chunk::<8>());
+            bytes
+                .map(|bytes| u64::from_le_bytes(*bytes))
+                .ok_or_else(|| StoreError(format!("the store lacks its {key}")).into())
+        };
+        let (format, stored) = (number("format")?, number("partitions")?);
+        if format != FORMAT {
+            return Err(OpenError::Format { stored: format });
+        }
+        if stored != u64::from(partitions) {
+            return Err(OpenError::Partitions { stored });
+        }
+        let seed = number("seed")?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            seed,
+            open: RwLock::new(Some(open)),
+            broken: Mutex::new(false),
+        })
+    }
+
+    fn working(&self) -> Result<Working<'_>, StoreError> {
+        let guard = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            return Err(StoreError("the store is not open".to_owned()));
+        }
+        Ok(Working(guard))
+    }
+
+    /// Opens the database again after a failed write.
+    fn mend(&self) -> Result<(), StoreError> {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*broken {
+            return Ok(());
+        }
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        // First gone, then opened: the database locks its folder.
+        *open = None;
+        *open = Some(Open::new(&self.folder)?);
+        *broken = false;
+        Ok(())
+    }
+
+    fn note<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if result.is_err() {
+            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        }
+        result
+    }
+}
+
+impl Store for DiskStore {
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn applied(&self, partition: PartitionId) -> Result<Offset, StoreError> {
+        let value = self.working()?.get().meta.get(applied_key(partition))?;
+        Ok(value
+            .as_deref()
+            .and_then(|value| value.first_chunk::<8>())
+            .map_or(0, |bytes| u64::from_be_bytes(*bytes)))
+    }
+
+    fn inbox(&self, partition: PartitionId, user: &str) -> Result<Option<Bytes>, StoreError> {
+        let value = self.working()?.get().inboxes.get(inbox_key(partition, user))?;
+        Ok(value.map(Bytes::from))
+    }
+
+    fn messages(
+        &self,
+        partition: PartitionId,
+        user: &str,
+        range: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        let working = self.working()?;
+        let key = |sequence| message_key(partition, user, sequence);
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for pair in working.get().messages.range(key(range.start)..key(range.end)) {
+            let (key, message) = pair.into_inner()?;
+            let Some(sequence) = key.last_chunk::<8>() else { continue };
+            bytes += message.len();
+            found.push((u64::from_be_bytes(*sequence), Bytes::from(message)));
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn send(&self, key: &SendKey, today: i64) -> Result<Option<Accepted>, StoreError> {
+        let working = self.working()?;
+        let sends = working.get().sends.read().unwrap_or_else(PoisonError::into_inner);
+        for day in [today, today - 1] {
+            let Some(keyspace) = sends.get(&day) else { continue };
+            if let Some(value) = keyspace.get(key.0)? {
+                return Ok(decode_accepted(&value));
+            }
+        }
+        Ok(None)
+    }
+
+    fn commit(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.mend()?;
+        let working = self.working()?;
+        self.note(working.get().commit(checkpoint))
+    }
+
+    fn forget_sends(&self, today: i64) -> Result<(), StoreError> {
+        let working = self.working()?;
+        self.note(working.get().forget_sends(today))
+    }
+}
+
+struct Working<'a>(RwLockReadGuard<'a, Option<Open>>);
+
+impl Working<'_> {
+    fn get(&self) -> &Open {
+        match self.0.as_ref() {
+            Some(open) => open,
+            None => unreachable!("checked when the guard was taken"),
+        }
+    }
+}
+
+/// The open database and its keyspaces.
+struct Open {
+    database: Database,
+    meta: Keyspace,
+    inboxes: Keyspace,
+    messages: Keyspace,
+    /// By day since the epoch.
+    sends: RwLock<BTreeMap<i64, Keyspace>>,
+}
+
+impl Open {
+    fn new(folder: &Path) -> Result<Self, StoreError> {
+        let database = Database::builder(folder)
+            .manual_journal_persist(true)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .cache_size(CACHE_BYTES)
+            .worker_threads(1)
+            .open()?;
+        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
+        let (meta, inboxes, messages) =
+            (keyspace("meta")?, keyspace("inboxes")?, keyspace("messages")?);
+        let mut sends = BTreeMap::new();
+        for name in database.list_keyspace_names() {
+            if let Some(day) = name.strip_prefix(SENDS_PREFIX).and_then(|day| day.parse().ok()) {
+                sends.insert(day, keyspace(&name)?);
+            }
+        }
+        Ok(Self { database, meta, inboxes, messages, sends: RwLock::new(sends) })
+    }
+
+    fn commit(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let partition = checkpoint.partition;
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        for change in &checkpoint.inboxes {
+            let user = change.user.as_str();
+            batch.insert(&self.inboxes, inbox_key(partition, user), change.inbox.as_slice());
+            for (sequence, message) in &change.added {
+                let key = message_key(partition, user, *sequence);
+                batch.insert(&self.messages, key, message.clone());
+            }
+            for sequence in change.removed.clone() {
+                batch.remove(&self.messages, message_key(partition, user, sequence));
+            }
+        }
+        self.put_sends(&mut batch, &checkpoint.sends)?;
+        batch.insert(&self.meta, applied_key(partition), checkpoint.applied.to_be_bytes());
+        batch.commit()?;
+        Ok(())
+    }
+
+    fn put_sends(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        sends: &[(SendKey, Accepted)],
+    ) -> Result<(), StoreError> {
+        for of_one_day in sends.chunk_by(|(_, one), (_, other)| one.day() == other.day()) {
+            let keyspace = self.sends_of(of_one_day[0].1.day())?;
+            for (key, accepted) in of_one_day {
+                batch.insert(&keyspace, key.0, encode_accepted(accepted));
+            }
+        }
+        Ok(())
+    }
+
+    fn sends_of(&self, day: i64) -> Result<Keyspace, StoreError> {
+        let known = self.sends.read().unwrap_or_else(PoisonError::into_inner).get(&day).cloned();
+        if let Some(keyspace) = known {
+            return Ok(keyspace);
+        }
+        let name = format!("{SENDS_PREFIX}{day}");
+        let keyspace = self.database.keyspace(&name, KeyspaceCreateOptions::default)?;
+        let mut sends = self.sends.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(sends.entry(day).or_insert(keyspace).clone())
+    }
+
+    fn forget_sends(&self, today: i64) -> Result<(), StoreError> {
+        let mut sends = self.sends.write().unwrap_or_else(PoisonError::into_inner);
+        while let Some(oldest) = sends.first_entry().filter(|oldest| *oldest.key() < today - 1) {
+            self.database.delete_keyspace(oldest.remove())?;
+        }
+        Ok(())
+    }
+}
+
+fn applied_key(partition: PartitionId) -> Vec<u8> {
+    [b"applied/".as_slice(), &partition.to_be_bytes()].concat()
+}
+
+fn inbox_key(partition: PartitionId, user: &str) -> Vec<u8> {
+    [partition.to_be_bytes().as_slice(), user.as_bytes()].concat()
+}
+
+fn message_key(partition: PartitionId, user: &str, sequence: u64) -> Vec<u8> {
+    let length = [user.len() as u8];
+    [partition.to_be_bytes().as_slice(), &length, user.as_bytes(), &sequence.to_be_bytes()].concat()
+}
+
+fn encode_accepted(accepted: &Accepted) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&accepted.message_id.to_be_bytes());
+    value[8..].copy_from_slice(&accepted.accepted_at_ms.to_be_bytes());
+    value
+}
+
+fn decode_accepted(value: &[u8]) -> Option<Accepted> {
+    let (message_id, rest) = value.split_first_chunk::<8>()?;
+    let accepted_at_ms = rest.first_chunk::<8>()?;
+    Some(Accepted {
+        message_id: u64::from_be_bytes(*message_id),
+        accepted_at_ms: i64::from_be_bytes(*accepted_at_ms),
+    })
+}
