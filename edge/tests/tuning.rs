@@ -1,4 +1,5 @@
 //! `tuning/check` against this machine, and against copies of /proc and /sys made up for the test.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,12 +80,20 @@ fn a_tuned_machine_fits_and_each_setting_is_told() {
 #[test]
 fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
     for (path, text, told) in [
-        ("proc/sys/kernel/osrelease", "5.15.0-91-generic", "kernel is 5.15.0-91-generic, needed is 6.1 or later"),
+        (
+            "proc/sys/kernel/osrelease",
+            "5.15.0-91-generic",
+            "kernel is 5.15.0-91-generic, needed is 6.1 or later",
+        ),
         ("proc/sys/kernel/io_uring_disabled", "2", "kernel.io_uring_disabled is 2, needed is 0"),
         ("proc/sys/fs/nr_open", "1024", "fs.nr_open is 1024, needed are 5128"),
         ("proc/sys/fs/file-max", "60000", "fs.file-max is 60000, needed are 85536"),
         ("proc/sys/net/core/somaxconn", "128", "net.core.somaxconn is 128, needed are 4096"),
-        ("proc/sys/net/core/netdev_max_backlog", "10", "net.core.netdev_max_backlog is 10, needed are 1000"),
+        (
+            "proc/sys/net/core/netdev_max_backlog",
+            "10",
+            "net.core.netdev_max_backlog is 10, needed are 1000",
+        ),
         (
             "proc/sys/net/ipv4/tcp_max_syn_backlog",
             "512",
