@@ -8,14 +8,15 @@ use hawser_edge::{admin, probe};
 use hawser_proto::knobs::UsageError;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
 
 /// EX_SOFTWARE of sysexits.h: a shard ended by itself.
 const SHARD_FAILED_EXIT_STATUS: i32 = 70;
 
 fn main() {
     let config = Config::from_process();
-    if let Err(error) = start_logging(&config).and_then(|()| run(config)) {
+    start_logging(&config);
+    if let Err(error) = run(config) {
         error.exit("hawser-edge");
     }
 }
@@ -44,14 +45,9 @@ fn run(config: Config) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn start_logging(config: &Config) -> Result<(), UsageError> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|error| {
-        UsageError(format!("--log: {:?} is not a filter such as info: {error}", config.log))
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn start_logging(config: &Config) {
+    let to_stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    Ok(())
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(to_stderr.with_filter(config.log.clone())).init();
 }

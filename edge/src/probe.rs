@@ -6,7 +6,7 @@ use io_uring::{IoUring, Probe, opcode};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
-use crate::server;
+use crate::limits;
 
 /// Oldest kernel that has all that the ring uses.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -84,6 +84,11 @@ fn try_ring() -> io::Result<Vec<&'static str>> {
 /// # Errors
 /// A sentence that says what is missing and what to do.
 pub fn assess(config: &Config, kernel: &Kernel) -> Result<Vec<String>, String> {
+    if !config.dev_auth {
+        return Err("--dev-auth: not given, and this release has no other way to check tokens; for development \
+                    give it, with --listen on a loopback address"
+            .into());
+    }
     if let Err(errno) = kernel.ring {
         return Err(no_ring(errno, kernel));
     }
@@ -95,10 +100,9 @@ pub fn assess(config: &Config, kernel: &Kernel) -> Result<Vec<String>, String> {
             if missing.is_empty() { "" } else { "; io_uring lacks " },
         ));
     }
-    let share = config.connections_max_a_shard();
-    let needed = server::sockets_a_shard(share) as u64;
+    let needed = config.sockets_a_shard() as u64;
     if needed > kernel.descriptors_max {
-        let room = kernel.descriptors_max.saturating_sub(server::sockets_a_shard(0) as u64).max(1);
+        let room = kernel.descriptors_max.saturating_sub(limits::SOCKETS_SPARE as u64).max(1);
         return Err(format!(
             "--connections-max: {} on {} shards needs {needed} direct descriptors a shard, the limit \
              (ulimit -n) is {}; raise --shards to {} or the limit; see tuning/",
@@ -156,7 +160,7 @@ mod tests {
     }
 
     fn config(connections_max: usize, shards: usize) -> Config {
-        Config { connections_max, shards, ..Config::default() }
+        Config { connections_max, shards, dev_auth: true, ..Config::default() }
     }
 
     #[test]

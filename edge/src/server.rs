@@ -12,20 +12,11 @@ use crate::config::{Config, RouterAddress};
 use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
 use crate::mesh::{Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
-use crate::shard::{REFUSALS_MAX, Shard};
+use crate::shard::Shard;
 use crate::uplink::{EdgeIdentity, Uplink};
 
 /// What an executor may pin for I/O of its own, in bytes: it reads one eventfd.
 const EXECUTOR_IO_BYTES: usize = 64 * 1024;
-/// Descriptors in a shard's table beyond its share of connections and refusals: those still being closed.
-const SOCKETS_SPARE: usize = 64;
-
-/// Direct descriptors that a shard needs for so many connections.
-#[must_use]
-pub fn sockets_a_shard(connections: usize) -> usize {
-    connections + REFUSALS_MAX + SOCKETS_SPARE
-}
-
 /// A running edge.
 pub struct Edge {
     listen: SocketAddr,
@@ -98,10 +89,10 @@ impl Edge {
                 .name(&format!("shard-{index}"))
                 .io_memory(EXECUTOR_IO_BYTES)
                 .spawn(move || async move {
-                    let share = config.connections_max_a_shard();
+                    let share = config.connections_a_shard();
                     let settings = Settings {
                         shard: index,
-                        sockets: sockets_a_shard(share) as u32,
+                        sockets: config.sockets_a_shard() as u32,
                         receive_buffers: config.receive_buffers,
                         receive_buffer_bytes: config.receive_buffer_bytes as u32,
                     };

@@ -25,6 +25,7 @@ use crate::conn::{
     Phase, Receiving,
 };
 use crate::http;
+use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Batch, LinkGeneration};
 use crate::metrics::Counters;
 use crate::pending::PendingSends;
@@ -34,8 +35,6 @@ use crate::ws;
 
 /// A connection with more than this waiting to be sent is not read from until it has drained, in bytes.
 const OUTBOX_READ_BYTES_MAX: usize = 64 * 1024;
-/// A link frame is closed at this size.
-const BATCH_BYTES: usize = 256 * 1024;
 /// Connections beyond the share that are taken only to be told 503.
 pub const REFUSALS_MAX: usize = 64;
 /// Client programs told apart; further ones count as the first, "other".
@@ -655,7 +654,7 @@ impl Shard {
             return;
         }
         message.write(open_batch(&mut self.batch));
-        self.close_batch(BATCH_BYTES);
+        self.close_batch(LINK_BATCH_BYTES);
     }
 
     /// Hands the batch on when it has reached `bytes`.

@@ -15,7 +15,8 @@ pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
 const SLOT_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 28;
 /// Most shards an edge can have: what is left of 64 bits.
-pub const SHARDS_MAX: usize = 1 << (64 - SLOT_BITS - GENERATION_BITS);
+const SHARDS_MAX: usize = 1 << (64 - SLOT_BITS - GENERATION_BITS);
+const _: () = assert!(SHARDS_MAX == crate::limits::SHARDS_MAX);
 const NO_SLOT: u32 = u32::MAX;
 
 /// Names a connection within its shard.

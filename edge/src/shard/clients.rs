@@ -153,7 +153,7 @@ impl Shard {
             snapshot,
         };
         EdgeMessage::Register(register).write(open_batch(&mut self.batch));
-        self.close_batch(super::BATCH_BYTES);
+        self.close_batch(limits::LINK_BATCH_BYTES);
     }
 
     fn handle_send(&mut self, now: Now, key: ConnKey, send: Send<'_>) {
@@ -216,7 +216,7 @@ impl Shard {
         session.sends_in_flight = session.sends_in_flight.saturating_add(1);
         if self.link.is_some() && !overtakes {
             open_batch(&mut self.batch).extend_from_slice(bytes);
-            self.close_batch(super::BATCH_BYTES);
+            self.close_batch(limits::LINK_BATCH_BYTES);
         }
         Ok(())
     }

@@ -6,9 +6,10 @@ use hawser_proto::view::client::{
 };
 use hawser_proto::view::link::{self, EdgeMessage, RouterMessage, SnapshotEnd};
 
-use super::{BATCH_BYTES, Link, Shard, open_batch};
+use super::{Link, Shard, open_batch};
 use crate::conn::slab::shard_of;
 use crate::conn::{CloseReason, ConnKey, Mode};
+use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
 use crate::timer::Now;
@@ -109,7 +110,7 @@ impl Shard {
             }
             let Some(bytes) = self.pending.next_resend() else { return };
             open_batch(&mut self.batch).extend_from_slice(bytes);
-            self.close_batch(BATCH_BYTES);
+            self.close_batch(LINK_BATCH_BYTES);
         }
     }
 
