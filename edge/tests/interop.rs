@@ -4,7 +4,7 @@
 //! check is written there, as assertions; here the processes are started, timed and ended.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,7 +56,6 @@ struct Hawser {
 impl Hawser {
     fn start() -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let [listen, admin, router_listen, router_admin] = free_addresses();
         let edge_binary = Path::new(env!("CARGO_BIN_EXE_hawser-edge"));
         let router_binary = edge_binary.with_file_name("hawser-router");
         assert!(
@@ -65,16 +64,17 @@ impl Hawser {
             router_binary.display()
         );
 
+        // Port 0 everywhere: the kernel chooses, and the log tells what it chose.
         let mut router = Command::new(router_binary);
-        router.args(["--listen", &router_listen.to_string(), "--admin", &router_admin.to_string()]);
-        router.arg("--data-dir").arg(data.path());
-        let router = Server::start(router, router_listen, data.path().join("router.log"));
+        router.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        router.arg("--data-dir").arg(data.path().join("router"));
+        let (router, link) = Server::start(router, data.path().join("router.log"), "serving");
 
         let mut edge = Command::new(edge_binary);
-        edge.args(["--dev-auth", "--echo-path", "/echo", "--shards", "2"]);
-        edge.args(["--listen", &listen.to_string(), "--admin", &admin.to_string()]);
-        edge.args(["--router", &router_listen.to_string()]);
-        let edge = Server::start(edge, listen, data.path().join("edge.log"));
+        edge.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--router"]);
+        edge.arg(link.to_string()).args(["--dev-auth", "--echo-path", "/echo", "--shards", "2"]);
+        let (edge, listen) =
+            Server::start(edge, data.path().join("edge.log"), "accepting connections");
 
         Self { listen, _edge: edge, _router: router, _data: data }
     }
@@ -91,22 +91,26 @@ struct Server {
 }
 
 impl Server {
-    /// Returns when the process listens at `address`.
-    fn start(mut command: Command, address: SocketAddr, log: PathBuf) -> Self {
+    /// Returns when the log says `ready`, with the address that stands beside it.
+    fn start(mut command: Command, log: PathBuf, ready: &str) -> (Self, SocketAddr) {
         let file = std::fs::File::create(&log).expect("a log file");
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("a second handle"))
-            .stderr(file);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let child = command.spawn().expect("the binary starts");
         let mut server = Self { child, log };
-        within_patience("it to listen", || {
+        let address = within_patience(ready, || {
             let ended = server.child.try_wait().expect("a child to ask");
-            assert!(ended.is_none(), "it ended with {ended:?} instead of listening");
-            TcpStream::connect(address).ok()
+            assert!(ended.is_none(), "it ended with {ended:?} before it said {ready:?}");
+            let log = std::fs::read_to_string(&server.log).expect("the log");
+            listen_address(log.lines().find(|line| line.contains(ready))?)
         });
-        server
+        (server, address)
     }
+}
+
+/// The address in `.. listen=127.0.0.1:8080 ..`, with or without quotes.
+fn listen_address(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("listen=")?;
+    rest.split_whitespace().next()?.trim_matches('"').parse().ok()
 }
 
 impl Drop for Server {
@@ -118,12 +122,6 @@ impl Drop for Server {
             eprintln!("---- {}\n{log}", self.log.display());
         }
     }
-}
-
-/// Free addresses on loopback: held together, so that they differ, then given back.
-fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let held = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-    held.map(|listener| listener.local_addr().expect("a bound address"))
 }
 
 fn python(script: &str) -> Command {
