@@ -16,6 +16,8 @@
 
 mod clients;
 mod saving;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
