@@ -17,6 +17,7 @@
 mod clients;
 mod saving;
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for the messages it is about")]
 mod tests;
 
 use std::collections::VecDeque;
@@ -307,6 +308,11 @@ impl Hub {
             waiters.push(waiter);
             return;
         }
+        if let Some(reason) = self.overload() {
+            out.counts.refused += 1;
+            answer_send(waiter, Err(failure(error::Code::Overloaded, reason, true)), out);
+            return;
+        }
         let known = self.accepted(&key, now);
         let loaded = known.and_then(|known| self.load(now, &send.to_user).map(|()| known));
         match loaded {
@@ -321,6 +327,15 @@ impl Hub {
                 answer_send(waiter, Err(unavailable(&error.0)), out);
             }
         }
+    }
+
+    /// Why no more messages can be taken in: what is in memory alone has reached its bound.
+    fn overload(&self) -> Option<&'static str> {
+        if self.is_stalled() {
+            return Some("the store cannot be read");
+        }
+        let most = self.config.memory_bytes_max.saturating_mul(limits::UNSAVED_FACTOR_MAX);
+        (self.saving.bytes() >= most).then_some("the store takes no checkpoints")
     }
 
     /// Hands a new message to the log.
@@ -468,7 +483,7 @@ impl Hub {
             let message_id = message_id(self.partition, offset);
             let accepted = Accepted { message_id, accepted_at_ms: message.accepted_at_ms };
             let entry = Entry::from_record(MessageRecord { message_id, ..message });
-            self.saving.note_bytes(entry.payload.len());
+            self.saving.note_bytes(entry.bytes());
             inbox.append(entry, self.config.inbox_messages_max);
             self.saving.note_changed(&user, inbox);
             self.saving.note_send(key, accepted);

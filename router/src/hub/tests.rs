@@ -447,6 +447,60 @@ fn an_idle_inbox_leaves_memory_and_comes_back_with_its_connection() {
 }
 
 #[test]
+fn messages_over_the_age_bound_leave_the_store_although_their_user_never_comes() {
+    let mut world = World::new();
+    for number in 0..limits::SWEEP_INBOXES as u64 + 3 {
+        world.send(&format!("user {number}"), number);
+    }
+    world.commit(99);
+    world.save();
+    let held = world.store.messages_held();
+    world.pass(config().inbox_age_max_ms as u64);
+    for _ in 0..4 {
+        world.save();
+    }
+    assert_eq!((held, world.store.messages_held()), (limits::SWEEP_INBOXES + 3, 0));
+    world.take();
+    world.register(2, "user 1", None);
+    world.register(3, "user 2", Some(0));
+    let heard = world.take();
+    let Outbound::Registered(new) = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!((new.cursor, new.resumed), (1, true));
+    let Outbound::Registered(known) = &heard[1] else { panic!("{heard:?}") };
+    assert_eq!((known.cursor, known.resumed), (0, false));
+    let Outbound::Gap(told) = &heard[2] else { panic!("{heard:?}") };
+    assert_eq!((told.last_sequence, told.reason), (1, gap::Reason::Expired as u32));
+}
+
+#[test]
+fn sends_are_refused_when_the_store_takes_no_checkpoints_and_memory_is_full() {
+    let mut world = World::new();
+    world.hub.config.memory_bytes_max = 500;
+    world.store.set_refuses(false);
+    let mut accepted = 0;
+    let refused = loop {
+        world.register(2, "bob", None);
+        world.send("bob", accepted);
+        world.commit(9);
+        world.store.set_refuses(true);
+        world.pass(100);
+        world.write_checkpoints();
+        world.store.set_refuses(false);
+        match world.send_acks()[..] {
+            [(_, Some(_))] => accepted += 1,
+            [(id, None)] => break id,
+            ref other => panic!("{other:?}"),
+        }
+        assert!(accepted < 1_000, "memory is not bounded");
+    };
+    world.pass(limits::CHECKPOINT_RETRY_MS);
+    world.write_checkpoints();
+    world.send("bob", refused);
+    world.commit(9);
+    assert!(matches!(world.send_acks()[..], [(_, Some(_))]));
+}
+
+#[test]
 fn receipts_go_to_the_partition_of_the_sender_in_bounded_batches() {
     let mut world = World::new();
     world.register(2, "bob", None);
