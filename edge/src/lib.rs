@@ -1,1 +1,27 @@
-//! The WebSocket server: one shard per core.
+//! The WebSocket server of Hawser: one shard per core.
+//!
+//! In the order in which a client's message travels: [`driver`] receives it, [`shard`] applies it to its
+//! connection ([`conn`]), [`http`] reads the request head once and [`ws`] the frames, [`client`] the client
+//! protocol; [`pending`] keeps sends until they are answered, [`mesh`] carries them to [`uplink`], which talks to the
+//! router. Everything but the driver and [`admin`] is free of I/O and is told the time.
+
+pub mod admin;
+pub mod auth;
+pub mod client;
+pub mod config;
+pub mod conn;
+pub mod driver;
+pub mod http;
+pub mod limits;
+pub mod mesh;
+pub mod metrics;
+pub mod pending;
+pub mod probe;
+
+pub mod registry;
+pub mod server;
+
+pub mod shard;
+pub mod timer;
+pub mod uplink;
+pub mod ws;

@@ -1,0 +1,186 @@
+//! One connection as a state machine.
+//!
+//! ```text
+//!   accepted ──► Head ──► Connecting ──► Session (registered: no ──► yes)
+//!                 │  └──► Echo                │
+//!                 └───────────┴───────────────┴──► Closing ──► gone
+//! ```
+//!
+//! This module owns what a connection is; what happens to it is decided in [`crate::shard`].
+
+pub mod close;
+pub mod outbox;
+pub mod slab;
+
+use arrayvec::ArrayString;
+
+use crate::limits;
+use crate::timer::{Tick, TimerEntry};
+use crate::ws::Decoder;
+
+pub use close::CloseReason;
+pub use outbox::{BufferPool, Outbox};
+pub use slab::{ConnKey, ConnSlab};
+
+/// How a client wants its frames: the WebSocket subprotocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// `hawser.v1.proto`: protobuf in binary messages.
+    Proto,
+    /// `hawser.v1.json`: protobuf's JSON mapping in text messages.
+    Json,
+}
+
+/// How attentive a client is (client.proto, `Mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// On screen.
+    #[default]
+    Active,
+    /// Open, not looked at.
+    Idle,
+    /// Asleep.
+    Background,
+}
+
+impl Mode {
+    /// From the number in client.proto; what is not known counts as active.
+    #[must_use]
+    pub fn from_number(number: i32) -> Self {
+        match number {
+            2 => Self::Idle,
+            3 => Self::Background,
+            _ => Self::Active,
+        }
+    }
+}
+
+/// What a connection holds while its client is known by name.
+#[derive(Debug)]
+pub struct Session {
+    /// User id, from the token.
+    pub user: ArrayString<{ limits::USER_ID_BYTES_MAX }>,
+    /// Device id, from the client.
+    pub device: ArrayString<{ limits::DEVICE_ID_BYTES_MAX }>,
+    /// Highest sequence that the client has acknowledged or resumed from; `None` until it said one.
+    pub acked: Option<u64>,
+    /// When Connect came, in milliseconds since the Unix epoch.
+    pub connected_at_ms: i64,
+    /// Which client program: an index into the shard's table.
+    pub client: u16,
+    /// Sends that wait for their answer from the router.
+    pub sends_in_flight: u16,
+    /// How the client wants its frames.
+    pub codec: Codec,
+    /// How attentive the client is.
+    pub mode: Mode,
+    /// Whether the router has answered, and the client has its Welcome.
+    pub registered: bool,
+}
+
+/// Where a connection is in its life; the data lives in the state that has it.
+#[derive(Debug)]
+pub enum Phase {
+    /// The request head is awaited; holds what has arrived of it when it came in pieces.
+    Head {
+        /// Bytes so far; empty, without memory of its own, when nothing has come yet.
+        collected: Vec<u8>,
+    },
+    /// Every data message is given back (`--echo-path`).
+    Echo,
+    /// The WebSocket is open, Connect is awaited.
+    Connecting(Codec),
+    /// Connect came and its token was good.
+    Session(Session),
+    /// It ends.
+    Closing(Closing),
+}
+
+/// How far the end of a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closing {
+    /// Why.
+    pub reason: CloseReason,
+    /// What is awaited.
+    pub stage: CloseStage,
+    /// The peer's Close frame has come.
+    pub peer_closed: bool,
+}
+
+/// The steps of an end. The deadline of all of them is `close_timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseStage {
+    /// Our Close frame is out or on its way, and the peer's is awaited (RFC 6455 section 7.1.2).
+    AwaitPeer,
+    /// What waits in the outbox is sent, then our side of the stream is shut. Input is thrown away.
+    Flush,
+    /// Our side is shut; the peer's end is awaited, so that a reset does not overtake our last bytes.
+    Linger,
+}
+
+/// Whether the driver receives for this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receiving {
+    /// A multishot receive is in the ring.
+    Armed,
+    /// It was cancelled, its last completion is awaited.
+    Stopping,
+    /// Nothing is in the ring: the client is not being read.
+    Paused,
+    /// The client's side of the stream is at its end.
+    Ended,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// RFC 6455 framing of what arrives; owns memory only while a message is cut.
+    pub decoder: Decoder,
+    /// What waits to be sent.
+    pub outbox: Outbox,
+    /// Its place in the shard's wheel.
+    pub timer: TimerEntry,
+    /// Its direct descriptor in the shard's ring.
+    pub socket: u32,
+    /// When the client last gave a sign of life.
+    pub last_heard: Tick,
+    /// Whether the driver receives for it.
+    pub receiving: Receiving,
+    /// A send is in flight.
+    pub sending: bool,
+    /// Stands in the shard's list of connections with something to send.
+    pub queued: bool,
+}
+
+const _: () = assert!(size_of::<Connection>() <= limits::CONNECTION_BYTES_MAX - 8);
+
+impl Connection {
+    /// A socket that was just accepted.
+    #[must_use]
+    pub fn accepted(socket: u32, now: Tick) -> Self {
+        Self {
+            phase: Phase::Head { collected: Vec::new() },
+            decoder: Decoder::default(),
+            outbox: Outbox::default(),
+            timer: TimerEntry::default(),
+            socket,
+            last_heard: now,
+            receiving: Receiving::Armed,
+            sending: false,
+            queued: false,
+        }
+    }
+
+    /// The session, when there is one.
+    #[must_use]
+    pub fn session(&self) -> Option<&Session> {
+        if let Phase::Session(session) = &self.phase { Some(session) } else { None }
+    }
+
+    /// The session, when there is one.
+    pub fn session_mut(&mut self) -> Option<&mut Session> {
+        if let Phase::Session(session) = &mut self.phase { Some(session) } else { None }
+    }
+}

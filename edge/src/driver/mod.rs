@@ -1,0 +1,397 @@
+//! The I/O of one core: a loop that moves bytes between an io_uring and the shard.
+//!
+//! ```text
+//!   enter the kernel ─► completions ─► Shard::apply ─► trade with the uplink ─► Shard::poll_output ─► ring
+//!        ▲                                                                                      │
+//!        └── yield to glommio ◄── something to do ── or sleep on the eventfd ◄──────────────────┘
+//! ```
+//!
+//! Ring, executor, clock and unsafe are here only; decisions are the shard's.
+
+mod buffers;
+mod link;
+mod listener;
+mod ring;
+mod sends;
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use glommio::io::BufferedFile;
+use io_uring::types::Timespec;
+
+use self::link::LinkSocket;
+use self::ring::{Completion, LinkEvent, Ring};
+use crate::mesh::Mesh;
+use crate::shard::{Event, Output, Shard};
+use crate::timer::{Now, TICK, Tick};
+use crate::uplink::{LinkState, Uplink, UplinkOutput};
+
+pub use self::link::LinkAddress;
+pub use self::listener::{listen, reserve};
+
+/// How long connections get to take their leave when the edge stops.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a driver needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Which shard this is.
+    pub shard: u16,
+    /// Direct descriptors in the ring's table.
+    pub sockets: u32,
+    /// Receive buffers; a power of two up to 32,768.
+    pub receive_buffers: u16,
+    /// Bytes of each.
+    pub receive_buffer_bytes: u32,
+}
+
+/// The uplink and where it goes, on the shard that runs it.
+pub struct LinkEnd {
+    /// The state machine.
+    pub uplink: Uplink,
+    /// Where the router is.
+    pub address: LinkAddress,
+    /// Read by the health check.
+    pub up: Arc<AtomicBool>,
+}
+
+/// The clock of one shard.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// A clock whose first tick is now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// What time it is.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    pub fn now(&self) -> Now {
+        let ticks = self.start.elapsed().as_millis() / TICK.as_millis();
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Now { tick: Tick(ticks as u32), unix_ms: unix.as_millis() as i64 }
+    }
+
+    /// How long it is until `tick` begins.
+    fn until(&self, tick: Tick) -> Duration {
+        (TICK * tick.0).saturating_sub(self.start.elapsed())
+    }
+}
+
+/// See the module.
+pub struct Driver {
+    settings: Settings,
+    clock: Clock,
+    shard: Shard,
+    mesh: Arc<Mesh>,
+    listener: Option<TcpListener>,
+    ring: Ring,
+    eventfd: BufferedFile,
+    link: Option<LinkEnd>,
+    socket: Option<Box<LinkSocket>>,
+    /// Sockets of links that are over, until the kernel is finished with their buffers.
+    #[expect(clippy::vec_box, reason = "the kernel reads the address that lies in a LinkSocket")]
+    dying: Vec<Box<LinkSocket>>,
+    attempts: u32,
+    /// An outage of the link was logged and is not over.
+    outage: bool,
+    accept_again: Option<Tick>,
+    /// The earliest timeout in the ring.
+    timeout: Option<Tick>,
+    stop: Arc<AtomicBool>,
+    leave_by: Option<Tick>,
+}
+
+impl Driver {
+    /// Sets the ring up; has to be called on the thread, and inside the executor, that will run it.
+    ///
+    /// # Errors
+    /// What the kernel says to the ring's set-up.
+    pub fn new(
+        settings: Settings,
+        clock: Clock,
+        shard: Shard,
+        mesh: Arc<Mesh>,
+        listener: TcpListener,
+        link: Option<LinkEnd>,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        let eventfd = mesh.waker(settings.shard).eventfd();
+        let ring = Ring::new(
+            settings.sockets,
+            settings.receive_buffers,
+            settings.receive_buffer_bytes,
+            eventfd,
+        )?;
+        let own = eventfd.try_clone_to_owned()?.into_raw_fd();
+        // SAFETY: `own` is a descriptor that nobody else owns, and is given away here.
+        let eventfd = unsafe { BufferedFile::from_raw_fd(own) };
+        Ok(Self {
+            settings,
+            clock,
+            shard,
+            mesh,
+            listener: Some(listener),
+            ring,
+            eventfd,
+            link,
+            socket: None,
+            dying: Vec::new(),
+            attempts: 0,
+            outage: false,
+            accept_again: Some(Tick(0)),
+            timeout: None,
+            stop,
+            leave_by: None,
+        })
+    }
+
+    /// Runs until `stop` is set and everybody has left.
+    ///
+    /// # Errors
+    /// What the kernel says when the ring cannot be entered.
+    pub async fn run(mut self) -> io::Result<()> {
+        loop {
+            let busy = self.turn()?;
+            if self
+                .leave_by
+                .is_some_and(|by| self.shard.connections() == 0 || by <= self.clock.now().tick)
+            {
+                self.ring.enter()?;
+                return Ok(());
+            }
+            if busy {
+                glommio::yield_if_needed().await;
+            } else {
+                self.sleep().await?;
+            }
+        }
+    }
+
+    /// One round; says whether there may be more to do at once.
+    fn turn(&mut self) -> io::Result<bool> {
+        self.ring.enter()?;
+        let completions = self.ring.gather();
+        let now = self.clock.now();
+        for at in 0..completions {
+            if let Some(completion) = self.ring.completion(at) {
+                self.handle_completion(now, completion);
+            }
+        }
+        self.handle_timeouts(now);
+        self.shard.exchange(now, &self.mesh);
+        self.run_link(now);
+        self.run_outputs();
+        Ok(completions > 0
+            || self.ring.has_submissions()
+            || self.shard.has_more_to_tell()
+            || self.mesh.has_work(self.settings.shard))
+    }
+
+    fn handle_completion(&mut self, now: Now, completion: Completion) {
+        match completion {
+            Completion::Received { key, lent, more } => {
+                let bytes = self.ring.buffers.bytes_of(&lent);
+                self.shard.apply(now, Event::Received { key, bytes });
+                self.ring.buffers.give_back(lent);
+                if !more {
+                    self.shard.apply(now, Event::ReceiveStopped { key });
+                }
+            }
+            Completion::Sent { key, buffer, result } => {
+                self.shard.apply(now, Event::Sent { key, buffer, result });
+            }
+            Completion::ReceiveEnded { key, errno: libc::ECANCELED | libc::EINTR } => {
+                self.shard.apply(now, Event::ReceiveStopped { key });
+            }
+            // Out of buffers means receive again, never close: they come back within this turn.
+            Completion::ReceiveEnded { key, errno: libc::ENOBUFS } => {
+                self.shard.counters().receive_buffers_empty.add(1);
+                self.shard.apply(now, Event::ReceiveStopped { key });
+            }
+            Completion::ReceiveEnded { key, errno } => {
+                self.shard.apply(now, Event::Ended { key, errno });
+            }
+            Completion::Accepted { socket } => self.shard.apply(now, Event::Accepted { socket }),
+            Completion::AcceptEnded { errno } => {
+                if errno != libc::ECANCELED {
+                    // The table is full, or the kernel is short of memory: a moment later there may be room.
+                    self.shard.counters().accept_failures.add(1);
+                    self.accept_again = Some(Tick(now.tick.0 + 1));
+                }
+            }
+            Completion::TimedOut { tick } => {
+                if self.timeout == Some(tick) {
+                    self.timeout = None;
+                }
+            }
+            Completion::Link { attempt, event } => self.handle_link(now, attempt, event),
+        }
+    }
+
+    fn handle_timeouts(&mut self, now: Now) {
+        if self.accept_again.is_some_and(|at| at <= now.tick) {
+            self.accept_again = None;
+            if let Some(listener) = &self.listener {
+                self.ring.accept(listener.as_fd());
+            }
+        }
+        if self.shard.poll_timeout().is_some_and(|at| at <= now.tick) {
+            self.shard.handle_timeout(now);
+        }
+        if self.leave_by.is_none() && self.stop.load(Ordering::Relaxed) {
+            // Closing it ends the accept in the ring as well.
+            self.listener = None;
+            self.leave_by = Some(now.tick.after(LEAVE_TIMEOUT));
+            self.shard.close_all(now);
+        }
+    }
+
+    fn run_outputs(&mut self) {
+        while let Some(output) = self.shard.poll_output() {
+            match output {
+                Output::Send { key, socket, bytes } => self.ring.send(key, socket, bytes),
+                Output::Receive { key, socket } => self.ring.receive(key, socket),
+                Output::StopReceive { key } => self.ring.stop_receive(key),
+                Output::ShutdownWrite { socket } => self.ring.shutdown_write(socket),
+                Output::Close { socket } => self.ring.close(socket),
+            }
+        }
+    }
+
+    fn handle_link(&mut self, now: Now, attempt: u32, event: LinkEvent) {
+        let Some(end) = &mut self.link else { return };
+        let live = self.socket.as_ref().is_some_and(|s| s.attempt() == attempt);
+        let socket = if live {
+            self.socket.as_mut()
+        } else {
+            self.dying.iter_mut().find(|s| s.attempt() == attempt)
+        };
+        let Some(socket) = socket else { return };
+        match event {
+            LinkEvent::Connected(result) => {
+                socket.connected();
+                if live {
+                    end.uplink.handle_connected(now, result);
+                }
+            }
+            LinkEvent::Received(result) => {
+                let bytes = socket.received(*result.as_ref().unwrap_or(&0));
+                match result {
+                    Ok(1..) if live => end.uplink.handle_received(now, &self.mesh, bytes),
+                    Ok(_) if live => end.uplink.handle_closed(now, 0),
+                    Err(errno) if live => end.uplink.handle_closed(now, errno),
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            LinkEvent::Sent(result) => {
+                let Some(buffer) = socket.sent() else { return };
+                let result = match result {
+                    Ok(sent) if sent == buffer.len() => Ok(()),
+                    Ok(_) => Err(libc::EPIPE),
+                    Err(errno) => Err(errno),
+                };
+                end.uplink.handle_sent(now, &self.mesh, buffer, result);
+            }
+        }
+        self.dying.retain(|socket| !socket.is_quiet());
+    }
+
+    fn run_link(&mut self, now: Now) {
+        let Some(end) = &mut self.link else { return };
+        end.uplink.exchange(now, &self.mesh);
+        if let Some(error) = end.uplink.take_error() {
+            // Once an outage: each further attempt would say the same.
+            if !std::mem::replace(&mut self.outage, true) {
+                tracing::warn!("no link to the router: {error}; trying until there is one");
+            }
+        }
+        while let Some(output) = end.uplink.poll_output() {
+            match output {
+                UplinkOutput::Close => {
+                    if let Some(socket) = self.socket.take() {
+                        socket.shut();
+                        if !socket.is_quiet() {
+                            self.dying.push(socket);
+                        }
+                    }
+                }
+                UplinkOutput::Connect => {
+                    self.attempts = self.attempts.wrapping_add(1);
+                    match LinkSocket::connect(&mut self.ring, &end.address, self.attempts) {
+                        Ok(socket) => self.socket = Some(socket),
+                        Err(error) => {
+                            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+                            end.uplink.handle_connected(now, Err(errno));
+                        }
+                    }
+                }
+                UplinkOutput::Send(buffer) => match &mut self.socket {
+                    Some(socket) => socket.send(&mut self.ring, buffer),
+                    None => end.uplink.handle_sent(now, &self.mesh, buffer, Err(libc::ENOTCONN)),
+                },
+            }
+        }
+        if let Some(socket) = &mut self.socket
+            && !socket.is_receiving()
+            && !socket.is_connecting()
+            && end.uplink.wants_input()
+        {
+            socket.receive(&mut self.ring);
+        }
+        let up = end.uplink.state() == LinkState::Up;
+        if end.up.swap(up, Ordering::Relaxed) != up && up {
+            self.outage = false;
+            tracing::info!("link to the router is up");
+        }
+        self.shard.counters().link_up.set(u64::from(up));
+        self.shard.counters().link_ups.set(end.uplink.counters().ups);
+    }
+
+    /// Sleeps until the ring, another core or a deadline has something to do.
+    async fn sleep(&mut self) -> io::Result<()> {
+        let deadline = [
+            self.shard.poll_timeout(),
+            self.link.as_ref().and_then(|end| end.uplink.poll_timeout()),
+            self.accept_again,
+            self.leave_by,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        if let Some(deadline) = deadline {
+            let after = self.clock.until(deadline);
+            if after.is_zero() {
+                return Ok(());
+            }
+            if self.timeout.is_none_or(|set| deadline < set) {
+                self.timeout = Some(deadline);
+                let after = Timespec::new().sec(after.as_secs()).nsec(after.subsec_nanos());
+                self.ring.timeout(deadline, &after);
+            }
+        }
+        let waker = self.mesh.waker(self.settings.shard);
+        self.ring.enable_wake();
+        waker.park();
+        let stopping = self.stop.load(Ordering::Relaxed) && self.leave_by.is_none();
+        let awake =
+            self.ring.has_completions() || self.mesh.has_work(self.settings.shard) || stopping;
+        if !awake {
+            self.eventfd.read_at(0, 8).await.map_err(io::Error::from)?;
+        }
+        self.mesh.waker(self.settings.shard).unpark();
+        self.ring.disable_wake();
+        Ok(())
+    }
+}

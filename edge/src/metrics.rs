@@ -1,0 +1,221 @@
+//! One shard's counters, merged when they are read.
+//!
+//! Each has one writer, the shard's own thread; the admin thread reads. So counting is a plain load, add and store
+//! without a locked instruction. Shards sit on cache lines of their own.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hawser_proto::client::error::Code;
+
+/// A number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds. Only the owning thread may call it.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        // One writer: nothing is lost between load and store. Readers order nothing by it.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets a gauge. Only the owning thread may call it.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// What it stands at.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters that share a name and differ in one label, whose values are known beforehand.
+#[derive(Debug)]
+pub struct Family<const N: usize> {
+    labels: [&'static str; N],
+    counters: [Counter; N],
+}
+
+impl<const N: usize> Family<N> {
+    fn new(labels: [&'static str; N]) -> Self {
+        Self { labels, counters: std::array::from_fn(|_| Counter::default()) }
+    }
+
+    fn add(&self, label: &str, n: u64) {
+        debug_assert!(self.labels.contains(&label), "{label} is not in the family");
+        if let Some(at) = self.labels.iter().position(|l| *l == label) {
+            self.counters[at].add(n);
+        }
+    }
+
+    fn get(&self, label: &str) -> u64 {
+        self.labels.iter().position(|l| *l == label).map_or(0, |at| self.counters[at].get())
+    }
+}
+
+const STATUSES: [&str; 10] = ["400", "403", "404", "405", "408", "413", "426", "431", "503", "505"];
+const REASONS: [&str; 17] = [
+    "closed_by_peer",
+    "vanished",
+    "socket_failed",
+    "protocol",
+    "wrong_message_type",
+    "bad_client_frame",
+    "not_connected",
+    "connect_missing",
+    "unauthenticated",
+    "bad_connect",
+    "replaced",
+    "operator",
+    "ping_missing",
+    "slow_reader",
+    "router_unavailable",
+    "refused",
+    "going_away",
+];
+const CODES: [&str; 6] =
+    ["invalid_argument", "too_large", "unavailable", "overloaded", "unsupported", "other"];
+
+macro_rules! counters {
+    ($( $field:ident, $kind:literal, $name:literal, $help:literal; )*) => {
+        /// The counters of one shard.
+        #[derive(Debug)]
+        #[repr(align(128))]
+        pub struct Counters {
+            $( #[doc = $help] pub $field: Counter, )*
+            refused: Family<{ STATUSES.len() }>,
+            closed: Family<{ REASONS.len() }>,
+            send_failures: Family<{ CODES.len() }>,
+        }
+
+        impl Default for Counters {
+            fn default() -> Self {
+                Self {
+                    $( $field: Counter::default(), )*
+                    refused: Family::new(STATUSES),
+                    closed: Family::new(REASONS),
+                    send_failures: Family::new(CODES),
+                }
+            }
+        }
+
+        /// Writes the sum over all shards in Prometheus' text format.
+        pub fn render(shards: &[Arc<Counters>], out: &mut String) {
+            $(
+                header(out, $name, $kind, $help);
+                let sum: u64 = shards.iter().map(|s| s.$field.get()).sum();
+                let _ = writeln!(out, "{} {sum}", $name);
+            )*
+            family(out, shards, "edge_refused_total", "status", "requests answered with an error instead of an upgrade", |s| &s.refused);
+            family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
+            family(out, shards, "edge_send_failures_total", "code", "sends answered with an error, by code", |s| &s.send_failures);
+        }
+    };
+}
+
+counters! {
+    connections, "gauge", "edge_connections", "sockets held, from accept to close";
+    accepted, "counter", "edge_accepted_total", "sockets accepted";
+    accept_failures, "counter", "edge_accept_failures_total", "times that accepting stopped and was started again";
+    upgraded, "counter", "edge_upgraded_total", "requests upgraded to WebSocket";
+    received_messages, "counter", "edge_received_messages_total", "WebSocket messages received";
+    received_bytes, "counter", "edge_received_bytes_total", "bytes received from clients";
+    sent_messages, "counter", "edge_sent_messages_total", "WebSocket messages written to clients";
+    sent_bytes, "counter", "edge_sent_bytes_total", "bytes handed to the kernel for clients";
+    sends, "counter", "edge_sends_total", "Send frames from clients";
+    delivers, "counter", "edge_delivers_total", "Deliver messages handed to clients";
+    stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";
+    bad_router_messages, "counter", "edge_bad_router_messages_total", "router messages that could not be read";
+    outbox_overflows, "counter", "edge_outbox_overflows_total", "connections ended because their outbox was full";
+    receive_buffers_empty, "counter", "edge_receive_buffers_empty_total", "receives started again for want of a buffer";
+    link_up, "gauge", "edge_link_up", "1 while a router has answered the hello";
+    link_ups, "counter", "edge_link_ups_total", "times that the link came up";
+}
+
+impl Counters {
+    /// A request was refused with this HTTP status.
+    pub fn refused(&self, status: u16) {
+        let mut label = [0; 3];
+        for (digit, place) in label.iter_mut().zip([100, 10, 1]) {
+            *digit = b'0' + (status / place % 10) as u8;
+        }
+        self.refused.add(std::str::from_utf8(&label).unwrap_or_default(), 1);
+    }
+
+    /// A connection ended for this reason (`CloseReason::label`).
+    pub fn closed(&self, reason: &'static str) {
+        self.closed.add(reason, 1);
+    }
+
+    /// How many connections ended for this reason.
+    #[must_use]
+    pub fn closed_for(&self, reason: &str) -> u64 {
+        self.closed.get(reason)
+    }
+
+    /// A Send was answered with this error.
+    pub fn send_failed(&self, code: Code) {
+        let label = match code {
+            Code::InvalidArgument => "invalid_argument",
+            Code::TooLarge => "too_large",
+            Code::Unavailable => "unavailable",
+            Code::Overloaded => "overloaded",
+            Code::Unsupported => "unsupported",
+            Code::Unspecified
+            | Code::UnknownFrame
+            | Code::NotConnected
+            | Code::AlreadyConnected
+            | Code::Unauthenticated
+            | Code::Replaced => "other",
+        };
+        self.send_failures.add(label, 1);
+    }
+}
+
+fn header(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn family<const N: usize>(
+    out: &mut String,
+    shards: &[Arc<Counters>],
+    name: &str,
+    label: &str,
+    help: &str,
+    of: impl Fn(&Counters) -> &Family<N>,
+) {
+    header(out, name, "counter", help);
+    let Some(first) = shards.first() else { return };
+    for (at, value) in of(first).labels.iter().enumerate() {
+        let sum: u64 = shards.iter().map(|s| of(s).counters[at].get()).sum();
+        let _ = writeln!(out, "{name}{{{label}=\"{value}\"}} {sum}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_summed_and_labels_stand_apart() {
+        let shards = [Arc::new(Counters::default()), Arc::new(Counters::default())];
+        shards[0].accepted.add(2);
+        shards[1].accepted.add(3);
+        shards[1].refused(426);
+        shards[0].closed("vanished");
+        let mut out = String::new();
+        render(&shards, &mut out);
+        assert!(
+            out.contains("# TYPE edge_accepted_total counter\nedge_accepted_total 5\n"),
+            "{out}"
+        );
+        assert!(out.contains("edge_refused_total{status=\"426\"} 1\n"), "{out}");
+        assert!(out.contains("edge_refused_total{status=\"503\"} 0\n"), "{out}");
+        assert!(out.contains("edge_closed_total{reason=\"vanished\"} 1\n"), "{out}");
+    }
+}

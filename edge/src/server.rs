@@ -1,0 +1,184 @@
+//! One edge: a shard on each core it is given, the uplink beside the first, the admin address on a thread of its own.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use hawser_proto::knobs::UsageError;
+
+use crate::config::{Config, RouterAddress};
+use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
+use crate::mesh::{Mesh, UPLINK_SHARD};
+use crate::metrics::{self, Counters};
+use crate::shard::{REFUSALS_MAX, Shard};
+use crate::uplink::{EdgeIdentity, Uplink};
+
+/// What an executor may pin for I/O of its own, in bytes: it reads one eventfd.
+const EXECUTOR_IO_BYTES: usize = 64 * 1024;
+/// Descriptors in a shard's table beyond its share of connections and refusals: those still being closed.
+const SOCKETS_SPARE: usize = 64;
+
+/// Direct descriptors that a shard needs for so many connections.
+#[must_use]
+pub fn sockets_a_shard(connections: usize) -> usize {
+    connections + REFUSALS_MAX + SOCKETS_SPARE
+}
+
+/// A running edge.
+pub struct Edge {
+    listen: SocketAddr,
+    stop: Arc<AtomicBool>,
+    mesh: Arc<Mesh>,
+    state: Arc<State>,
+    shards: Vec<ExecutorJoinHandle<io::Result<()>>>,
+}
+
+/// What the admin address shows.
+pub struct State {
+    counters: Vec<Arc<Counters>>,
+    link_up: Arc<AtomicBool>,
+}
+
+impl State {
+    /// Whether new clients can be served: with no router nobody can be registered.
+    #[must_use]
+    pub fn link_is_up(&self) -> bool {
+        self.link_up.load(Ordering::Relaxed)
+    }
+
+    /// Appends all metrics in Prometheus' text format.
+    pub fn render(&self, out: &mut String) {
+        metrics::render(&self.counters, out);
+    }
+}
+
+impl Edge {
+    /// Starts every shard. Returns when all of them listen.
+    ///
+    /// # Errors
+    /// A sentence that names the knob: port taken, router's name unknown, no ring to be had.
+    pub fn start(config: Config) -> Result<Self, UsageError> {
+        let config = Arc::new(config);
+        let listen = driver::reserve(config.listen)
+            .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
+        let address = resolve(&config.router)?;
+        let mesh = Mesh::new(config.shards)
+            .map_err(|error| UsageError(format!("--shards: no eventfd for each: {error}")))?;
+        let (mesh, stop) = (Arc::new(mesh), Arc::new(AtomicBool::new(false)));
+        let link_up = Arc::new(AtomicBool::new(false));
+        let counters: Vec<_> = (0..config.shards).map(|_| Arc::new(Counters::default())).collect();
+        let identity = EdgeIdentity {
+            edge_id: config.edge_id.clone(),
+            epoch: fastrand::u64(1..),
+            region: config.region.clone(),
+        };
+        let cpus = allowed_cpus();
+        let clock = Clock::start();
+        let mut edge = Self {
+            listen,
+            stop: stop.clone(),
+            mesh: mesh.clone(),
+            state: Arc::new(State { counters: counters.clone(), link_up: link_up.clone() }),
+            shards: Vec::with_capacity(config.shards),
+        };
+        let (started, starts) = crossbeam::channel::bounded(config.shards);
+        for (index, counters) in (0u16..).zip(&counters) {
+            let listener = driver::listen(listen)
+                .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
+            let link = (index == UPLINK_SHARD).then(|| {
+                let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
+                LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
+            });
+            let (config, counters) = (config.clone(), counters.clone());
+            let (mesh, stop, started) = (mesh.clone(), stop.clone(), started.clone());
+            let cpu = cpus[usize::from(index) % cpus.len()];
+            let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
+                .name(&format!("shard-{index}"))
+                .io_memory(EXECUTOR_IO_BYTES)
+                .spawn(move || async move {
+                    let share = config.connections_max_a_shard();
+                    let settings = Settings {
+                        shard: index,
+                        sockets: sockets_a_shard(share) as u32,
+                        receive_buffers: config.receive_buffers,
+                        receive_buffer_bytes: config.receive_buffer_bytes as u32,
+                    };
+                    let shard = Shard::new(index, config, share, counters, clock.now());
+                    let driver = Driver::new(settings, clock, shard, mesh, listener, link, stop);
+                    let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::to_string);
+                    // The receiver waits for every shard; it cannot be gone.
+                    let _ = started.send((index, outcome));
+                    driver?.run().await
+                })
+                .map_err(|error| UsageError(format!("--shards: executor {index}: {error}")))?;
+            edge.shards.push(handle);
+        }
+        for _ in 0..config.shards {
+            if let Ok((index, Err(error))) = starts.recv() {
+                edge.stop();
+                return Err(UsageError(format!(
+                    "--shards: io_uring of shard {index}: {error}; see tuning/"
+                )));
+            }
+        }
+        Ok(edge)
+    }
+
+    /// Where clients connect; the port is the real one when the kernel chose it.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// What the admin address shows.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        self.state.clone()
+    }
+
+    /// Tells every shard to close its connections with 1001 and to end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for shard in 0..self.mesh.shards() {
+            self.mesh.waker(shard).wake();
+        }
+    }
+
+    /// Waits until every shard has ended.
+    ///
+    /// # Errors
+    /// The first shard's that failed.
+    pub fn join(self) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for shard in self.shards {
+            let ended =
+                shard.join().map_err(|e| io::Error::other(e.to_string())).and_then(|ended| ended);
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+}
+
+/// The cores that this process may run on; every shard is pinned to one of them.
+fn allowed_cpus() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None).unwrap_or_default();
+    let cpus: Vec<_> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect();
+    if cpus.is_empty() { vec![0] } else { cpus }
+}
+
+/// Names are looked up once, at the start: the ring's thread must not wait for a name server.
+fn resolve(router: &RouterAddress) -> Result<LinkAddress, UsageError> {
+    match router {
+        RouterAddress::Unix(path) => Ok(LinkAddress::Unix(path.clone())),
+        RouterAddress::Tcp(name) => {
+            let addresses: Vec<_> = name
+                .to_socket_addrs()
+                .map_err(|error| UsageError(format!("--router: {name}: {error}")))?
+                .collect();
+            Ok(LinkAddress::Tcp(addresses))
+        }
+    }
+}

@@ -1,0 +1,677 @@
+//! All state of one core: its connections, its users, its timers, its part of the link.
+//!
+//! Free of I/O. The driver tells what happened ([`Shard::apply`]), what time it is, and asks what to do
+//! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplink once a turn.
+//! What a client says is dealt with in [`clients`], what the router says in [`routers`].
+
+mod clients;
+mod routers;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks at a few and prints the rest")]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hawser_proto::framing;
+use hawser_proto::view::client::{Error, ServerFrame};
+use hawser_proto::view::link::{EdgeMessage, Unregister};
+
+use crate::auth::Auth;
+use crate::client;
+use crate::config::Config;
+use crate::conn::{
+    self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Connection, Mode,
+    Phase, Receiving,
+};
+use crate::http;
+use crate::mesh::{Batch, LinkGeneration};
+use crate::metrics::Counters;
+use crate::pending::PendingSends;
+use crate::registry::Registry;
+use crate::timer::{Now, Tick, Wheel};
+use crate::ws;
+
+/// A connection with more than this waiting to be sent is not read from until it has drained, in bytes.
+const OUTBOX_READ_BYTES_MAX: usize = 64 * 1024;
+/// A link frame is closed at this size.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Connections beyond the share that are taken only to be told 503.
+pub const REFUSALS_MAX: usize = 64;
+/// Client programs told apart; further ones count as the first, "other".
+const CLIENT_KINDS_MAX: usize = 1024;
+
+/// What happened to one of this shard's sockets.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A client connected; `socket` is its direct descriptor.
+    Accepted {
+        /// Index in the ring's table.
+        socket: u32,
+    },
+    /// Bytes came; they are lent for this call, and may be changed in place.
+    Received {
+        /// Whose.
+        key: ConnKey,
+        /// What.
+        bytes: &'a mut [u8],
+    },
+    /// The receive in the ring has ended though the stream has not: cancelled, or out of buffers.
+    ReceiveStopped {
+        /// Whose.
+        key: ConnKey,
+    },
+    /// The stream ended.
+    Ended {
+        /// Whose.
+        key: ConnKey,
+        /// 0: the client closed it; else the system's error number.
+        errno: i32,
+    },
+    /// A send is done, and its buffer comes back.
+    Sent {
+        /// Whose.
+        key: ConnKey,
+        /// The buffer of [`Output::Send`].
+        buffer: Vec<u8>,
+        /// Whether all of it went out; else the system's error number.
+        result: Result<(), i32>,
+    },
+}
+
+/// What the driver has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Start receiving.
+    Receive {
+        /// For whom.
+        key: ConnKey,
+        /// From which direct descriptor.
+        socket: u32,
+    },
+    /// Stop receiving; [`Event::ReceiveStopped`] follows.
+    StopReceive {
+        /// For whom.
+        key: ConnKey,
+    },
+    /// Send all of these bytes; [`Event::Sent`] follows. One at a time a connection.
+    Send {
+        /// To whom.
+        key: ConnKey,
+        /// On which direct descriptor.
+        socket: u32,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Shut our side of the stream.
+    ShutdownWrite {
+        /// Which direct descriptor.
+        socket: u32,
+    },
+    /// Close the descriptor; the connection is forgotten already, nothing follows.
+    Close {
+        /// Which direct descriptor.
+        socket: u32,
+    },
+}
+
+/// What this shard knows of the link.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    generation: LinkGeneration,
+    window_messages: u32,
+    /// Next slot whose connection has to be told to the router; `None` when all have been.
+    snapshot: Option<u32>,
+}
+
+/// See the module.
+pub struct Shard {
+    index: u16,
+    config: Arc<Config>,
+    routes: http::Routes,
+    framing: ws::Settings,
+    auth: Auth,
+    counters: Arc<Counters>,
+    connections_max: usize,
+    conns: ConnSlab,
+    registry: Registry,
+    wheel: Wheel,
+    pool: BufferPool,
+    decoder_pool: ws::Pool,
+    /// What a JSON frame borrows.
+    scratch: Vec<u8>,
+    /// Connections with something to send and no send in flight.
+    ready: VecDeque<ConnKey>,
+    outputs: VecDeque<Output>,
+    pending: PendingSends,
+    link: Option<Link>,
+    /// The link frame being filled; empty, or with room for its length in front.
+    batch: Vec<u8>,
+    /// Whole frames on their way into the lane.
+    batches: VecDeque<Batch>,
+    /// The lane was full the last time: what fills it is not read from until it has room.
+    congested: bool,
+    /// Connections that are not read from because of that.
+    held: Vec<ConnKey>,
+    /// Client programs by kind and version; sessions hold the index.
+    clients: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Shard {
+    /// A shard without connections, which takes at most `connections_max`.
+    #[must_use]
+    pub fn new(
+        index: u16,
+        config: Arc<Config>,
+        connections_max: usize,
+        counters: Arc<Counters>,
+        now: Now,
+    ) -> Self {
+        let routes = http::Routes {
+            client_path: config.client_path.clone(),
+            echo_path: config.echo_path.clone(),
+        };
+        let framing =
+            ws::Settings { role: ws::Role::Server, message_bytes_max: config.message_bytes_max() };
+        Self {
+            index,
+            routes,
+            framing,
+            auth: Auth::Dev,
+            counters,
+            connections_max,
+            conns: ConnSlab::new(connections_max + REFUSALS_MAX),
+            registry: Registry::default(),
+            wheel: Wheel::new(now.tick),
+            pool: BufferPool::default(),
+            decoder_pool: ws::Pool::default(),
+            scratch: Vec::new(),
+            ready: VecDeque::new(),
+            outputs: VecDeque::new(),
+            pending: PendingSends::default(),
+            link: None,
+            batch: Vec::new(),
+            batches: VecDeque::new(),
+            congested: false,
+            held: Vec::new(),
+            clients: vec![("other".into(), "".into())],
+            config,
+        }
+    }
+
+    /// What this shard counts.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections held, those on their way out included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Takes in what happened. A key that is no longer known is passed over.
+    pub fn apply(&mut self, now: Now, event: Event<'_>) {
+        match event {
+            Event::Accepted { socket } => self.handle_accepted(now, socket),
+            Event::Received { key, bytes } => self.handle_received(now, key, bytes),
+            Event::ReceiveStopped { key } => {
+                if let Some(conn) = self.conns.get_mut(key) {
+                    conn.receiving = Receiving::Paused;
+                    self.update_receiving(key);
+                }
+            }
+            Event::Ended { key, errno } => self.handle_ended(key, errno),
+            Event::Sent { key, buffer, result } => self.handle_sent(now, key, buffer, result),
+        }
+    }
+
+    /// Deals with every deadline up to `now`.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(slot) = self.wheel.poll(&mut self.conns, now.tick) {
+            if let Some((key, _)) = self.conns.at(slot) {
+                self.handle_timer(now, key);
+            }
+        }
+        self.expire_sends(now);
+    }
+
+    /// When [`Self::handle_timeout`] has to be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        match (self.wheel.next_tick(), self.pending.next_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// What the driver has to do next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        loop {
+            let key = self.ready.pop_front()?;
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            conn.queued = false;
+            if conn.outbox.is_empty() || conn.sending {
+                continue;
+            }
+            conn.sending = true;
+            let (socket, bytes) = (conn.socket, conn.outbox.take());
+            self.counters.sent_bytes.add(bytes.len() as u64);
+            return Some(Output::Send { key, socket, bytes });
+        }
+    }
+
+    /// Ends every connection with 1001: the edge stops.
+    pub fn close_all(&mut self, now: Now) {
+        for slot in 0..self.conns.slots() {
+            if let Some((key, _)) = self.conns.at(slot) {
+                self.close(now, key, CloseReason::GoingAway);
+            }
+        }
+    }
+
+    fn handle_accepted(&mut self, now: Now, socket: u32) {
+        self.counters.accepted.add(1);
+        let full = self.conns.len() >= self.connections_max;
+        let Ok(key) = self.conns.insert(Connection::accepted(socket, now.tick)) else {
+            // Not even room for a refusal: the client sees its connection closed and comes back.
+            self.counters.refused(503);
+            self.outputs.push_back(Output::Close { socket });
+            return;
+        };
+        self.counters.connections.set(self.conns.len() as u64);
+        self.outputs.push_back(Output::Receive { key, socket });
+        self.schedule(key, now.tick.after(self.config.handshake_timeout));
+        if full {
+            self.refuse(now, key, &http::Refusal::overloaded());
+        }
+    }
+
+    fn handle_received(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
+        self.counters.received_bytes.add(bytes.len() as u64);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.last_heard = now.tick;
+        match &mut conn.phase {
+            Phase::Head { .. } => self.handle_head(now, key, bytes),
+            Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
+            Phase::Echo | Phase::Connecting(_) | Phase::Session(_) | Phase::Closing(_) => {
+                self.handle_frames(now, key, bytes);
+            }
+        }
+        self.update_receiving(key);
+    }
+
+    /// Collects the request head and answers it. Frames that came right behind it are dealt with, too.
+    fn handle_head(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Head { collected } = &mut conn.phase else { return };
+        let scanned = collected.len();
+        if scanned == 0 {
+            let outcome = http::read_head(bytes, scanned, &self.routes);
+            if matches!(outcome, http::Outcome::Incomplete) {
+                collected.extend_from_slice(bytes);
+            } else {
+                self.handle_request(now, key, &outcome, bytes);
+            }
+            return;
+        }
+        collected.extend_from_slice(bytes);
+        let outcome = http::read_head(collected, scanned, &self.routes);
+        if !matches!(outcome, http::Outcome::Incomplete) {
+            let mut collected = std::mem::take(collected);
+            self.handle_request(now, key, &outcome, &mut collected);
+        }
+    }
+
+    fn handle_request(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        outcome: &http::Outcome,
+        bytes: &mut [u8],
+    ) {
+        let upgrade = match outcome {
+            http::Outcome::Upgrade(upgrade) => upgrade,
+            http::Outcome::Refused(refusal) => return self.refuse(now, key, refusal),
+            http::Outcome::Incomplete => return,
+        };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let deadline = match &upgrade.route {
+            http::Route::Client(subprotocol) => {
+                conn.phase = Phase::Connecting(match subprotocol {
+                    http::Subprotocol::Proto => Codec::Proto,
+                    http::Subprotocol::Json => Codec::Json,
+                });
+                now.tick.after(self.config.connect_timeout)
+            }
+            http::Route::Echo(_) => {
+                conn.phase = Phase::Echo;
+                now.tick.after(self.config.silence_max(Mode::Background))
+            }
+        };
+        http::write_upgrade(conn.outbox.writer(&mut self.pool), upgrade);
+        self.counters.upgraded.add(1);
+        self.send_later(key);
+        self.schedule(key, deadline);
+        if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
+            self.handle_frames(now, key, rest);
+        }
+    }
+
+    fn handle_frames(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        // Taken out while its frames are dealt with, because they may borrow from it.
+        let mut decoder = std::mem::take(&mut conn.decoder);
+        let mut at = 0;
+        let outcome = loop {
+            let Some(input @ [_, ..]) = bytes.get_mut(at..) else { break Ok(()) };
+            match decoder.next(input, &self.framing, &mut self.decoder_pool) {
+                Ok((taken, item)) => {
+                    at += taken;
+                    let Some(item) = item else { continue };
+                    if let Err(reason) = self.handle_item(now, key, item) {
+                        break Err(reason);
+                    }
+                }
+                Err(error) => break Err(CloseReason::Protocol(error)),
+            }
+        };
+        decoder.settle(&mut self.decoder_pool);
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.decoder = decoder;
+        }
+        if let Err(reason) = outcome {
+            self.close(now, key, reason);
+        }
+    }
+
+    fn handle_item(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        item: ws::Item<'_>,
+    ) -> Result<(), CloseReason> {
+        let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
+        match item {
+            ws::Item::Message { text, payload } => {
+                self.counters.received_messages.add(1);
+                match conn.phase {
+                    Phase::Echo => {
+                        let opcode = if text { ws::Opcode::Text } else { ws::Opcode::Binary };
+                        ws::write_message(conn.outbox.writer(&mut self.pool), opcode, payload);
+                        self.counters.sent_messages.add(1);
+                        self.send_later(key);
+                        Ok(())
+                    }
+                    Phase::Connecting(codec) => self.handle_payload(now, key, codec, text, payload),
+                    Phase::Session(ref session) => {
+                        let codec = session.codec;
+                        self.handle_payload(now, key, codec, text, payload)
+                    }
+                    Phase::Head { .. } | Phase::Closing(_) => Ok(()),
+                }
+            }
+            ws::Item::Ping(payload) => {
+                if !matches!(conn.phase, Phase::Closing(_)) {
+                    ws::write_message(
+                        conn.outbox.writer(&mut self.pool),
+                        ws::Opcode::Pong,
+                        payload,
+                    );
+                    self.send_later(key);
+                }
+                Ok(())
+            }
+            ws::Item::Pong(_) => Ok(()),
+            ws::Item::Close(code) => Err(CloseReason::ClosedByPeer(
+                code.map_or(conn::close::NO_STATUS_RECEIVED, |(code, _)| code),
+            )),
+        }
+    }
+
+    fn handle_ended(&mut self, key: ConnKey, errno: i32) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.receiving = Receiving::Ended;
+        let reason = match &mut conn.phase {
+            // The client has said all it wants; what we owe it may still be on its way.
+            Phase::Closing(closing)
+                if errno == 0
+                    && closing.stage == CloseStage::Flush
+                    && (conn.sending || !conn.outbox.is_empty()) =>
+            {
+                return;
+            }
+            Phase::Closing(closing) => closing.reason,
+            Phase::Head { .. } | Phase::Echo | Phase::Connecting(_) | Phase::Session(_) => {
+                if errno == 0 { CloseReason::Vanished } else { CloseReason::SocketFailed }
+            }
+        };
+        self.remove(key, reason);
+    }
+
+    fn handle_sent(&mut self, now: Now, key: ConnKey, buffer: Vec<u8>, result: Result<(), i32>) {
+        self.pool.give(buffer);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.sending = false;
+        if result.is_err() {
+            let reason = match &conn.phase {
+                Phase::Closing(closing) => closing.reason,
+                Phase::Head { .. } | Phase::Echo | Phase::Connecting(_) | Phase::Session(_) => {
+                    CloseReason::SocketFailed
+                }
+            };
+            self.remove(key, reason);
+            return;
+        }
+        if conn.outbox.is_empty() {
+            if matches!(conn.phase, Phase::Closing(_)) {
+                self.advance_closing(now, key);
+            }
+        } else {
+            self.send_later(key);
+        }
+        self.update_receiving(key);
+    }
+
+    fn handle_timer(&mut self, now: Now, key: ConnKey) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let mode = match &conn.phase {
+            Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
+            Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
+            Phase::Closing(closing) => return self.remove(key, closing.reason),
+            Phase::Session(session) if !session.registered => {
+                let text = "no router registered this connection in time";
+                self.tell_error(key, 7, text, true);
+                return self.close(now, key, CloseReason::RouterUnavailable);
+            }
+            Phase::Session(session) => session.mode,
+            Phase::Echo => Mode::Background,
+        };
+        // A message stored only the tick: now is the time to see whether there was one.
+        let deadline = conn.last_heard.after(self.config.silence_max(mode));
+        if deadline > now.tick {
+            self.schedule(key, deadline);
+        } else {
+            self.close(now, key, CloseReason::PingMissing);
+        }
+    }
+
+    /// Begins the end of a connection: says why where the protocol has a way to, then waits for the peer.
+    fn close(&mut self, now: Now, key: ConnKey, reason: CloseReason) {
+        self.leave(key);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match &mut conn.phase {
+            Phase::Closing(closing) => {
+                // The peer's Close is what was awaited; its broken frames change nothing any more.
+                let answered = matches!(reason, CloseReason::ClosedByPeer(_));
+                closing.stage = CloseStage::Flush;
+                closing.peer_closed |= answered;
+            }
+            Phase::Head { .. } => return self.remove(key, reason),
+            phase @ (Phase::Echo | Phase::Connecting(_) | Phase::Session(_)) => {
+                // A peer whose framing is broken could not be understood when it answers.
+                let peer_closed = matches!(reason, CloseReason::ClosedByPeer(_));
+                let broken = matches!(reason, CloseReason::Protocol(_));
+                let stage =
+                    if peer_closed || broken { CloseStage::Flush } else { CloseStage::AwaitPeer };
+                *phase = Phase::Closing(Closing { reason, stage, peer_closed });
+                let out = conn.outbox.writer(&mut self.pool);
+                match reason.code() {
+                    Some(conn::close::NO_STATUS_RECEIVED) => ws::write_empty_close(out),
+                    Some(code) => ws::write_close(out, code, reason.text()),
+                    None => {}
+                }
+                self.schedule(key, now.tick.after(self.config.close_timeout));
+            }
+        }
+        self.send_later(key);
+        self.advance_closing(now, key);
+    }
+
+    /// Answers the request with a refusal instead of an upgrade.
+    fn refuse(&mut self, now: Now, key: ConnKey, refusal: &http::Refusal) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        self.counters.refused(refusal.status);
+        refusal.write(conn.outbox.writer(&mut self.pool));
+        conn.phase = Phase::Closing(Closing {
+            reason: CloseReason::Refused(refusal.status),
+            stage: CloseStage::Flush,
+            peer_closed: false,
+        });
+        self.send_later(key);
+        self.schedule(key, now.tick.after(self.config.close_timeout));
+    }
+
+    /// Takes the next step of an end, when nothing is left to send.
+    fn advance_closing(&mut self, _now: Now, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Closing(closing) = &mut conn.phase else { return };
+        if conn.sending || !conn.outbox.is_empty() || closing.stage != CloseStage::Flush {
+            return;
+        }
+        if closing.peer_closed || conn.receiving == Receiving::Ended {
+            let reason = closing.reason;
+            self.remove(key, reason);
+        } else {
+            closing.stage = CloseStage::Linger;
+            self.outputs.push_back(Output::ShutdownWrite { socket: conn.socket });
+        }
+    }
+
+    /// Forgets the connection and closes its socket.
+    fn remove(&mut self, key: ConnKey, reason: CloseReason) {
+        self.leave(key);
+        if self.conns.get(key).is_none() {
+            return;
+        }
+        self.wheel.cancel(&mut self.conns, key.index());
+        if let Some(mut conn) = self.conns.remove(key) {
+            self.pool.give(conn.outbox.take());
+            self.outputs.push_back(Output::Close { socket: conn.socket });
+        }
+        self.counters.closed(reason.label());
+        self.counters.connections.set(self.conns.len() as u64);
+    }
+
+    /// Takes a session out of the registry and tells the router.
+    fn leave(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let Some(session) = conn.session() else { return };
+        let user = session.user;
+        self.registry.remove(&self.conns, key);
+        self.registry.shrink(&self.conns);
+        let connection = key.to_connection_id(self.index);
+        self.say(&EdgeMessage::Unregister(Unregister { connection, user: &user }));
+    }
+
+    /// Notes that a connection has something to send. Past the outbox's bound the connection ends: its
+    /// client does not read.
+    fn send_later(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.outbox.bytes() > self.config.outbox_bytes_max {
+            self.counters.outbox_overflows.add(1);
+            self.remove(key, CloseReason::SlowReader);
+        } else if !conn.sending && !conn.queued && !conn.outbox.is_empty() {
+            conn.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Starts or stops receiving, as bounds ask: a client that does not read, whose sends wait for the
+    /// router, or whose sends fill the link, is not read from.
+    fn update_receiving(&mut self, key: ConnKey) {
+        let congested = self.congested;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let sends = conn.session().map_or(0, |s| s.sends_in_flight);
+        let wanted = conn.outbox.bytes() <= OUTBOX_READ_BYTES_MAX
+            && u32::from(sends) < self.config.sends_in_flight_max
+            && !(congested && conn.session().is_some());
+        match conn.receiving {
+            Receiving::Armed if !wanted => {
+                conn.receiving = Receiving::Stopping;
+                self.outputs.push_back(Output::StopReceive { key });
+                if congested {
+                    self.held.push(key);
+                }
+            }
+            Receiving::Paused if wanted => {
+                conn.receiving = Receiving::Armed;
+                self.outputs.push_back(Output::Receive { key, socket: conn.socket });
+            }
+            Receiving::Armed | Receiving::Stopping | Receiving::Paused | Receiving::Ended => {}
+        }
+    }
+
+    fn schedule(&mut self, key: ConnKey, deadline: Tick) {
+        if self.conns.get(key).is_some() {
+            self.wheel.schedule(&mut self.conns, key.index(), deadline);
+        }
+    }
+
+    /// Writes a frame for a client into its outbox.
+    fn tell(&mut self, key: ConnKey, frame: &ServerFrame<'_>) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let codec = match &conn.phase {
+            Phase::Connecting(codec) => *codec,
+            Phase::Session(session) => session.codec,
+            Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
+        };
+        client::write(codec, frame, conn.outbox.writer(&mut self.pool));
+        self.counters.sent_messages.add(1);
+        self.send_later(key);
+    }
+
+    fn tell_error(&mut self, key: ConnKey, code: i32, message: &str, retryable: bool) {
+        self.tell(key, &ServerFrame::Error(Error { code, message, retryable }));
+    }
+
+    /// Says something to the router. Lost when there is no link: the next one begins with a snapshot.
+    fn say(&mut self, message: &EdgeMessage<'_>) {
+        if self.link.is_none() {
+            return;
+        }
+        message.write(open_batch(&mut self.batch));
+        self.close_batch(BATCH_BYTES);
+    }
+
+    /// Hands the batch on when it has reached `bytes`.
+    fn close_batch(&mut self, bytes: usize) {
+        let Some(link) = &self.link else { return };
+        if self.batch.len() >= bytes.max(framing::LENGTH_BYTES + 1) {
+            let mut frame = std::mem::take(&mut self.batch);
+            framing::finish_frame(&mut frame, 0);
+            self.batches.push_back(Batch { link: link.generation, frame });
+        }
+    }
+}
+
+fn open_batch(batch: &mut Vec<u8>) -> &mut Vec<u8> {
+    if batch.is_empty() {
+        let _start = framing::begin_frame(batch);
+    }
+    batch
+}

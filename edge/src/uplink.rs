@@ -1,0 +1,451 @@
+//! The link to the router: hello, then what the shards say, and back.
+//!
+//! ```text
+//!   Down(retry at) ──► Connecting ──► Greeting (Hello is out) ──► Up
+//!        ▲                 │                │                      │
+//!        └─────────────────┴────────────────┴──────────────────────┘  closed, silent, refused, bad bytes
+//! ```
+//!
+//! Free of I/O: the driver of [`mesh::UPLINK_SHARD`](crate::mesh::UPLINK_SHARD) connects, moves the bytes and
+//! tells the time. What a link loses by breaking is told again by the shards (snapshot, unanswered sends),
+//! so nothing is kept here.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use hawser_proto::framing;
+use hawser_proto::view::link::{self, EdgeMessage, Heartbeat, Hello, HelloAck, RouterMessage};
+use hawser_proto::view::wire::WireError;
+
+use crate::conn::slab::shard_of;
+use crate::mesh::{Full, LinkGeneration, Mesh, Parcel};
+use crate::timer::{Now, Tick};
+
+/// Link protocol that this release speaks.
+pub const PROTOCOL: u32 = 1;
+/// A connection attempt and the hello together may take this long.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Frames that wait to be sent; what does not fit stays in the lanes, and fills them.
+const OUT_FRAMES_MAX: usize = 64;
+/// Small frames are joined until a send has this many bytes.
+const JOINED_BYTES: usize = 64 * 1024;
+
+/// Who this edge is (link.proto, `Hello`).
+#[derive(Debug, Clone)]
+pub struct EdgeIdentity {
+    /// Stable name.
+    pub edge_id: String,
+    /// Drawn at every start.
+    pub epoch: u64,
+    /// Where it stands.
+    pub region: String,
+}
+
+/// Where the link is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// No connection; the next attempt is made at this tick.
+    Down(Tick),
+    /// The driver connects.
+    Connecting,
+    /// Hello is out, HelloAck is awaited.
+    Greeting,
+    /// The shards talk to the router.
+    Up,
+}
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub enum UplinkOutput {
+    /// Connect, then say [`Uplink::handle_connected`].
+    Connect,
+    /// Send these bytes, then say [`Uplink::handle_sent`]. One at a time.
+    Send(Vec<u8>),
+    /// Close the connection, or give the attempt up. No answer is expected.
+    Close,
+}
+
+/// Why a link ended; for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkError {
+    /// The attempt failed or the stream ended, with the system's error number.
+    Socket(i32),
+    /// The router closed the stream.
+    Closed,
+    /// Nothing came in time.
+    Silent,
+    /// Bytes that are not link frames.
+    BadFrame(String),
+    /// The router does not want this edge, and says why.
+    Refused(String),
+}
+
+impl std::fmt::Display for LinkError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
+            Self::Closed => f.write_str("closed by the router"),
+            Self::Silent => f.write_str("no answer in time"),
+            Self::BadFrame(what) => write!(f, "not a link frame: {what}"),
+            Self::Refused(why) => write!(f, "refused by the router: {why}"),
+        }
+    }
+}
+
+impl From<WireError> for LinkError {
+    fn from(error: WireError) -> Self {
+        Self::BadFrame(error.to_string())
+    }
+}
+
+/// See the module.
+pub struct Uplink {
+    identity: EdgeIdentity,
+    state: LinkState,
+    generation: LinkGeneration,
+    /// Attempts since the link was last up.
+    attempts: u32,
+    rng: fastrand::Rng,
+    lease: Duration,
+    last_heard: Tick,
+    last_said: Tick,
+    out: VecDeque<Vec<u8>>,
+    sending: bool,
+    connect: bool,
+    close: bool,
+    /// Bytes of a frame whose rest has not arrived, or that waits for room in a lane.
+    input: Vec<u8>,
+    /// How much of `input` is dealt with.
+    taken: usize,
+    /// What the current frame brought for each shard.
+    parcels: Vec<Vec<u8>>,
+    /// LinkUp and LinkDown that are owed to each shard.
+    owed: Vec<Option<Parcel>>,
+    window_messages: u32,
+    error: Option<LinkError>,
+    counters: UplinkCounters,
+}
+
+/// What has happened on the link, for the metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UplinkCounters {
+    /// Times that the link came up.
+    pub ups: u64,
+    /// Messages that could not be read and were passed over.
+    pub bad_messages: u64,
+}
+
+impl Uplink {
+    /// A link that is down and tries at once. `seed` spreads the attempts of a fleet.
+    #[must_use]
+    pub fn new(identity: EdgeIdentity, shards: u16, seed: u64) -> Self {
+        Self {
+            identity,
+            state: LinkState::Down(Tick(0)),
+            generation: LinkGeneration(0),
+            attempts: 0,
+            rng: fastrand::Rng::with_seed(seed),
+            lease: Duration::from_secs(15),
+            last_heard: Tick(0),
+            last_said: Tick(0),
+            out: VecDeque::with_capacity(OUT_FRAMES_MAX),
+            sending: false,
+            connect: false,
+            close: false,
+            input: Vec::new(),
+            taken: 0,
+            parcels: (0..shards).map(|_| Vec::new()).collect(),
+            owed: (0..shards).map(|_| None).collect(),
+            window_messages: 0,
+            error: None,
+            counters: UplinkCounters::default(),
+        }
+    }
+
+    /// Where the link is.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.state
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn counters(&self) -> UplinkCounters {
+        self.counters
+    }
+
+    /// Why the link went down, once.
+    pub fn take_error(&mut self) -> Option<LinkError> {
+        self.error.take()
+    }
+
+    /// The driver is connected, or could not.
+    pub fn handle_connected(&mut self, now: Now, result: Result<(), i32>) {
+        if self.state != LinkState::Connecting {
+            return;
+        }
+        if let Err(errno) = result {
+            self.go_down(now, LinkError::Socket(errno));
+            return;
+        }
+        self.state = LinkState::Greeting;
+        self.last_said = now.tick;
+        let mut hello = Vec::with_capacity(256);
+        let mark = framing::begin_frame(&mut hello);
+        EdgeMessage::Hello(Hello {
+            edge_id: &self.identity.edge_id,
+            epoch: self.identity.epoch,
+            region: &self.identity.region,
+            version: env!("CARGO_PKG_VERSION"),
+            protocol: PROTOCOL,
+            shards: self.owed.len() as u32,
+        })
+        .write(&mut hello);
+        framing::finish_frame(&mut hello, mark);
+        self.out.push_back(hello);
+    }
+
+    /// Bytes from the router. Not to be called while [`Self::wants_input`] says no.
+    pub fn handle_received(&mut self, now: Now, mesh: &Mesh, bytes: &[u8]) {
+        if !matches!(self.state, LinkState::Greeting | LinkState::Up) {
+            return;
+        }
+        self.last_heard = now.tick;
+        self.input.extend_from_slice(bytes);
+        self.read_frames(now, mesh);
+    }
+
+    /// Whether the router's bytes can be taken: no lane is full.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.parcels.iter().all(Vec::is_empty)
+    }
+
+    /// The bytes of the last [`UplinkOutput::Send`] are out, or the stream failed; the buffer comes back.
+    pub fn handle_sent(&mut self, now: Now, mesh: &Mesh, buffer: Vec<u8>, result: Result<(), i32>) {
+        mesh.give_buffer(crate::mesh::UPLINK_SHARD, buffer);
+        self.sending = false;
+        if let Err(errno) = result {
+            self.go_down(now, LinkError::Socket(errno));
+        }
+    }
+
+    /// The stream ended; `errno` is 0 when the router closed it.
+    pub fn handle_closed(&mut self, now: Now, errno: i32) {
+        let error = if errno == 0 { LinkError::Closed } else { LinkError::Socket(errno) };
+        self.go_down(now, error);
+    }
+
+    /// Moves what waits: parcels into lanes, batches out of them; looks at deadlines. Call it once a turn.
+    pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
+        self.handle_timeout(now);
+        self.hand_over(mesh);
+        if self.parcels.iter().all(Vec::is_empty) && self.taken < self.input.len() {
+            self.read_frames(now, mesh);
+        }
+        self.gather(now, mesh);
+    }
+
+    /// What the driver has to do next.
+    pub fn poll_output(&mut self) -> Option<UplinkOutput> {
+        if std::mem::take(&mut self.close) {
+            return Some(UplinkOutput::Close);
+        }
+        if std::mem::take(&mut self.connect) {
+            return Some(UplinkOutput::Connect);
+        }
+        if self.sending {
+            return None;
+        }
+        let mut bytes = self.out.pop_front()?;
+        while bytes.len() < JOINED_BYTES
+            && let Some(next) = self.out.pop_front()
+        {
+            bytes.extend_from_slice(&next);
+        }
+        self.sending = true;
+        Some(UplinkOutput::Send(bytes))
+    }
+
+    /// When [`Self::exchange`] has to be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        match self.state {
+            LinkState::Down(retry) => Some(retry),
+            LinkState::Connecting | LinkState::Greeting => {
+                Some(self.last_said.after(GREETING_TIMEOUT))
+            }
+            LinkState::Up => {
+                Some(self.last_said.after(self.lease / 3).min(self.last_heard.after(self.lease)))
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Now) {
+        match self.state {
+            LinkState::Down(retry) if retry <= now.tick && !self.sending => {
+                self.state = LinkState::Connecting;
+                self.connect = true;
+                self.last_said = now.tick;
+                self.attempts += 1;
+            }
+            LinkState::Connecting | LinkState::Greeting
+                if self.last_said.after(GREETING_TIMEOUT) <= now.tick =>
+            {
+                self.go_down(now, LinkError::Silent);
+            }
+            LinkState::Up if self.last_heard.after(self.lease) <= now.tick => {
+                self.go_down(now, LinkError::Silent);
+            }
+            LinkState::Up
+                if self.last_said.after(self.lease / 3) <= now.tick && self.out.is_empty() =>
+            {
+                let mut beat = Vec::with_capacity(32);
+                let mark = framing::begin_frame(&mut beat);
+                EdgeMessage::Heartbeat(Heartbeat { time_ms: now.unix_ms }).write(&mut beat);
+                framing::finish_frame(&mut beat, mark);
+                self.out.push_back(beat);
+                self.last_said = now.tick;
+            }
+            LinkState::Down(_) | LinkState::Connecting | LinkState::Greeting | LinkState::Up => {}
+        }
+    }
+
+    fn go_down(&mut self, now: Now, error: LinkError) {
+        if matches!(self.state, LinkState::Down(_)) {
+            return;
+        }
+        if self.state == LinkState::Up {
+            self.attempts = 0;
+            for owed in &mut self.owed {
+                *owed = Some(Parcel::LinkDown);
+            }
+        }
+        // Full jitter above half the step: a fleet whose router restarts does not come back in one instant.
+        let step = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(5)).min(BACKOFF_MAX);
+        let delay = step / 2 + step.mul_f64(self.rng.f64() / 2.0);
+        self.state = LinkState::Down(now.tick.after(delay));
+        self.close = true;
+        self.connect = false;
+        self.out.clear();
+        self.input = Vec::new();
+        self.taken = 0;
+        self.parcels.iter_mut().for_each(Vec::clear);
+        self.error = Some(error);
+    }
+
+    fn read_frames(&mut self, now: Now, mesh: &Mesh) {
+        while self.wants_input() {
+            let input = std::mem::take(&mut self.input);
+            let outcome = self.read_frame(now, mesh, input.get(self.taken..).unwrap_or_default());
+            self.input = input;
+            match outcome {
+                Ok(0) => break,
+                Ok(taken) => self.taken += taken,
+                Err(error) => {
+                    self.go_down(now, error);
+                    return;
+                }
+            }
+            self.hand_over(mesh);
+        }
+        if self.taken == self.input.len() {
+            self.input.clear();
+            self.taken = 0;
+        } else if self.taken > self.input.len() / 2 {
+            self.input.drain(..self.taken);
+            self.taken = 0;
+        }
+    }
+
+    /// Reads one frame; returns the bytes it took, 0 when it is not all there.
+    fn read_frame(&mut self, now: Now, mesh: &Mesh, input: &[u8]) -> Result<usize, LinkError> {
+        let frame = framing::first_frame(input).map_err(|e| LinkError::BadFrame(e.to_string()))?;
+        let Some(body) = frame else { return Ok(0) };
+        let mut batch = link::Batch::new(body);
+        while let Some(message) = batch.next_message()? {
+            match link::connection_of(message) {
+                Ok(Some(connection)) if self.state == LinkState::Up => {
+                    let shard = shard_of(connection);
+                    if let Some(parcel) = self.parcels.get_mut(usize::from(shard)) {
+                        if parcel.capacity() == 0 {
+                            *parcel = mesh.buffer(shard);
+                        }
+                        link::write_encoded(parcel, message);
+                    } else {
+                        self.counters.bad_messages += 1;
+                    }
+                }
+                Ok(None) => self.handle_message(now, message)?,
+                Ok(Some(_)) | Err(_) => self.counters.bad_messages += 1,
+            }
+        }
+        Ok(framing::LENGTH_BYTES + body.len())
+    }
+
+    /// A message for the edge itself.
+    fn handle_message(&mut self, now: Now, message: &[u8]) -> Result<(), LinkError> {
+        // Heartbeats have done their work by arriving; what a later release says is passed over.
+        if let RouterMessage::HelloAck(ack) = RouterMessage::read(message)?
+            && self.state == LinkState::Greeting
+        {
+            return self.go_up(now, ack);
+        }
+        Ok(())
+    }
+
+    fn go_up(&mut self, now: Now, ack: HelloAck<'_>) -> Result<(), LinkError> {
+        if !ack.refused.is_empty() {
+            return Err(LinkError::Refused(ack.refused.to_owned()));
+        }
+        self.state = LinkState::Up;
+        self.generation.0 += 1;
+        self.counters.ups += 1;
+        self.attempts = 0;
+        self.last_heard = now.tick;
+        self.lease = Duration::from_millis(u64::from(ack.lease_ms)).max(Duration::from_secs(1));
+        self.window_messages = ack.window_messages;
+        for owed in &mut self.owed {
+            *owed = Some(Parcel::LinkUp {
+                link: self.generation,
+                window_messages: ack.window_messages,
+            });
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, mesh: &Mesh) {
+        for shard in 0..self.owed.len() as u16 {
+            let at = usize::from(shard);
+            if let Some(parcel) = self.owed[at].take()
+                && let Err(Full(parcel)) = mesh.try_send_down(shard, parcel)
+            {
+                self.owed[at] = Some(parcel);
+                continue;
+            }
+            if !self.parcels[at].is_empty() && !mesh.down_is_full(shard) {
+                let parcel = Parcel::Messages(std::mem::take(&mut self.parcels[at]));
+                if let Err(Full(Parcel::Messages(parcel))) = mesh.try_send_down(shard, parcel) {
+                    self.parcels[at] = parcel;
+                }
+            }
+        }
+    }
+
+    fn gather(&mut self, now: Now, mesh: &Mesh) {
+        for shard in 0..self.owed.len() as u16 {
+            while self.out.len() < OUT_FRAMES_MAX
+                && let Some(batch) = mesh.take_up(shard)
+            {
+                if self.state == LinkState::Up && batch.link == self.generation {
+                    self.out.push_back(batch.frame);
+                    self.last_said = now.tick;
+                } else {
+                    mesh.give_buffer(shard, batch.frame);
+                }
+            }
+        }
+    }
+}
