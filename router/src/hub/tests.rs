@@ -1,15 +1,10 @@
 //! A Hub on a queue and a store in memory, on a clock that the test turns.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
-use bytes::Bytes;
 use hawser_proto::client::gap;
-use hawser_proto::link::edge_message::Message as Inbound;
-use hawser_proto::link::router_message::Message as Outbound;
 use hawser_proto::link::{Ack, Register, Send};
 
 use super::*;
+use crate::limits;
 use crate::queue::memory::MemoryLog;
 use crate::queue::{Batch, Opener as _, Queue};
 use crate::store::memory::MemoryStore;
