@@ -69,7 +69,9 @@ impl Entry {
         Bytes::from(record.encode_to_vec())
     }
 
-    fn bytes(&self) -> usize {
+    /// Memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.payload.len()
     }
 }
@@ -274,6 +276,16 @@ impl Inbox {
             self.raise_floor(all_have + 1);
         }
         true
+    }
+
+    /// Lets go of everything up to `sequence`: it has expired for everybody.
+    pub fn expire_through(&mut self, sequence: u64) {
+        if sequence >= self.floor && sequence < self.next {
+            self.lost_through = sequence;
+            self.lost_reason = gap::Reason::Expired;
+            self.dirty = true;
+            self.raise_floor(sequence + 1);
+        }
     }
 
     /// Notes that a message was let out to a device.

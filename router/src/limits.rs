@@ -67,6 +67,11 @@ pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 pub const CURSOR_FLUSH_MS: u64 = 1_000;
 /// A partition that changed is written to the store after this long.
 pub const CHECKPOINT_INTERVAL_MS: u64 = 10_000;
+/// Messages that are in no checkpoint may take this many times the memory after which one is begun. Past it
+/// sends are refused: the store does not work.
+pub const UNSAVED_FACTOR_MAX: usize = 4;
+/// Stored inboxes that are looked through for messages over the age bound, with every checkpoint.
+pub const SWEEP_INBOXES: usize = 16;
 /// A failed checkpoint is tried again after this long.
 pub const CHECKPOINT_RETRY_MS: u64 = 2_000;
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.

@@ -9,7 +9,8 @@ use hawser_proto::link::{
     Ack, Disconnect, Register, Registered, Signal, SignalOut, Sync, Unregister,
 };
 
-use super::{Effects, Hub, Now, Receipt, failure, unavailable};
+use super::sends::{failure, unavailable};
+use super::{Effects, Hub, Now, Receipt};
 use crate::delivery::Delivery;
 use crate::inbox::{Inbox, ReceiptIds};
 use crate::limits;

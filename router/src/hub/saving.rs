@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
+use prost::Message as _;
 
 use super::{Appending, Effects, Hub, Now};
 use crate::inbox::Inbox;
 use crate::limits;
 use crate::queue::Offset;
-use crate::record::{CursorRecord, Kind, Record, SendKey};
+use crate::record::{CursorRecord, Kind, MessageRecord, Record, SendKey};
 use crate::store::{Accepted, Checkpoint, InboxChange, StoreError};
 
 /// What changed, and what is being written.
@@ -26,12 +27,16 @@ pub(super) struct Saving {
     hungry: AHashSet<Arc<str>>,
     /// Sends accepted since the last checkpoint was begun.
     sends: AHashMap<SendKey, Accepted>,
-    /// Payload bytes taken in since the last checkpoint was begun.
+    /// Bytes of messages taken in since the last checkpoint was begun.
     bytes: usize,
     flushed_at_ms: u64,
     /// When the next checkpoint may begin.
     due_at_ms: u64,
+    /// Not before this, since the last one failed.
+    retry_at_ms: u64,
     in_progress: Option<InProgress>,
+    /// The user up to whom the store was looked through for old messages.
+    swept: String,
 }
 
 #[derive(Debug)]
@@ -39,6 +44,7 @@ struct InProgress {
     applied: Offset,
     inboxes: Vec<(Arc<str>, Range<u64>)>,
     sends: AHashMap<SendKey, Accepted>,
+    bytes: usize,
 }
 
 impl Saving {
@@ -62,8 +68,13 @@ impl Saving {
         self.sends.insert(key, accepted);
     }
 
-    pub(super) fn note_bytes(&mut self, payload_bytes: usize) {
-        self.bytes += payload_bytes;
+    pub(super) fn note_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// Bytes of messages that are in no finished checkpoint.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.in_progress.as_ref().map_or(0, |saved| saved.bytes)
     }
 
     /// A send that the store does not have yet.
@@ -104,7 +115,7 @@ impl Hub {
             saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS / 2 + spread;
         }
         let full = saving.bytes >= self.config.memory_bytes_max;
-        now.mono_ms >= saving.due_at_ms || full
+        now.mono_ms >= saving.retry_at_ms && (now.mono_ms >= saving.due_at_ms || full)
     }
 
     /// Begins a checkpoint, unless one is on its way or nothing changed.
@@ -115,6 +126,7 @@ impl Hub {
             return;
         }
         if unchanged {
+            self.sweep(now, out);
             self.shed(now);
             return;
         }
@@ -128,14 +140,14 @@ impl Hub {
             inboxes.push((user, inbox.floor()..inbox.next()));
         }
         let sends = std::mem::take(&mut self.saving.sends);
-        self.saving.bytes = 0;
+        let bytes = std::mem::take(&mut self.saving.bytes);
         out.checkpoint = Some(Checkpoint {
             partition: self.partition,
             applied: self.applied,
             inboxes: changes,
             sends: sends.iter().map(|(key, accepted)| (*key, *accepted)).collect(),
         });
-        self.saving.in_progress = Some(InProgress { applied: self.applied, inboxes, sends });
+        self.saving.in_progress = Some(InProgress { applied: self.applied, inboxes, sends, bytes });
     }
 
     pub(super) fn handle_saved(
@@ -157,7 +169,9 @@ impl Hub {
             for (key, accepted) in saved.sends {
                 self.saving.sends.entry(key).or_insert(accepted);
             }
-            self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_RETRY_MS;
+            self.saving.bytes += saved.bytes;
+            self.saving.retry_at_ms = now.mono_ms + limits::CHECKPOINT_RETRY_MS;
+            self.saving.due_at_ms = self.saving.retry_at_ms;
             return;
         }
         for (user, held) in saved.inboxes {
@@ -166,7 +180,50 @@ impl Hub {
             }
         }
         out.trim_below = Some(saved.applied + 1);
+        self.sweep(now, out);
         self.shed(now);
+    }
+
+    /// Looks through a few stored inboxes, each time the next, and lets go of messages over the age bound:
+    /// those of users who never come back would stay for ever.
+    fn sweep(&mut self, now: Now, out: &mut Effects) {
+        let after = std::mem::take(&mut self.saving.swept);
+        let users = self.store.users_after(self.partition, &after, limits::SWEEP_INBOXES);
+        // On an error it begins anew; the next checkpoint will tell what is wrong with the store.
+        let users = users.unwrap_or_default();
+        for user in &users {
+            let used_at_ms = self.users.get(user.as_str()).map_or(0, |inbox| inbox.used_at_ms);
+            if self.load(now, user).is_err() {
+                continue;
+            }
+            self.expire_stored(now, user, out);
+            if let Some(inbox) = self.users.get_mut(user.as_str()) {
+                // To look is not to use: it does not keep an inbox in memory.
+                inbox.used_at_ms = used_at_ms;
+            }
+        }
+        if users.len() == limits::SWEEP_INBOXES {
+            self.saving.swept = users.into_iter().next_back().unwrap_or_default();
+        }
+    }
+
+    fn expire_stored(&mut self, now: Now, user: &str, out: &mut Effects) {
+        let Some((user, inbox)) = self.users.get_key_value(user) else { return };
+        let user = Arc::clone(user);
+        let range = inbox.floor()..inbox.recent_first();
+        let page = limits::WINDOW_BYTES_MAX;
+        let Ok(stored) = self.store.messages(self.partition, &user, range, page) else { return };
+        let age_max_ms = self.config.inbox_age_max_ms;
+        let is_old = |bytes: &bytes::Bytes| {
+            let record = MessageRecord::decode(bytes.clone());
+            record.is_ok_and(|record| record.accepted_at_ms + age_max_ms <= now.unix_ms)
+        };
+        let old = stored.iter().take_while(|(_, bytes)| is_old(bytes)).last();
+        let Some((last_old, _)) = old else { return };
+        let Some(inbox) = self.users.get_mut(&user) else { return };
+        inbox.expire_through(*last_old);
+        self.saving.note_changed(&user, inbox);
+        self.pump_all(now, &user, out);
     }
 
     /// Lets go of what the store has and nobody is about to need.

@@ -369,3 +369,179 @@ impl Space {
 fn now() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread::JoinHandle;
+
+    use super::super::memory::{Fault, MemoryLog};
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A committer in its thread, with two owners.
+    struct Running {
+        log: MemoryLog,
+        free: Arc<AtomicU64>,
+        health: Arc<Health>,
+        requests: Option<Sender<Request>>,
+        replies: Receiver<(usize, Reply)>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    impl Running {
+        fn start() -> Self {
+            let log = MemoryLog::new(4);
+            let free = Arc::new(AtomicU64::new(1_000));
+            let health = Arc::new(Health::default());
+            let (to_us, replies) = channel();
+            let (requests, from_us) = channel();
+            let free_bytes = Arc::clone(&free);
+            let committer = Committer {
+                opener: Box::new(log.clone()),
+                queue: Some(Box::new(log.clone())),
+                expected: vec![1; 4],
+                owners: 2,
+                replies: Box::new(move |owner, reply| drop(to_us.send((owner, reply)))),
+                free_bytes: Box::new(move || Some(free_bytes.load(Ordering::Relaxed))),
+                disk_free_min: 100,
+                health: Arc::clone(&health),
+            };
+            let thread = std::thread::spawn(move || committer.run(&from_us));
+            let (requests, thread) = (Some(requests), Some(thread));
+            Self { log, free, health, requests, replies, thread }
+        }
+
+        fn append(&self, owner: usize, records: &[(PartitionId, &str)]) {
+            let records = records
+                .iter()
+                .map(|(partition, text)| (*partition, Bytes::copy_from_slice(text.as_bytes())))
+                .collect();
+            let request = Request::Append { owner, records, durable: true };
+            self.requests.as_ref().unwrap().send(request).unwrap();
+        }
+
+        fn reply(&self) -> (usize, Reply) {
+            self.replies.recv_timeout(DEADLINE).unwrap()
+        }
+
+        fn committed(&self) -> (usize, Vec<(PartitionId, Offset)>) {
+            match self.reply() {
+                (owner, Reply::Committed(places)) => (owner, places),
+                (_, other) => panic!("wanted Committed, got {other:?}"),
+            }
+        }
+
+        fn refused(&self) -> (usize, Vec<PartitionId>, String) {
+            match self.reply() {
+                (owner, Reply::Refused(partitions, why)) => (owner, partitions, why.to_string()),
+                (_, other) => panic!("wanted Refused, got {other:?}"),
+            }
+        }
+
+        fn wait_until_healthy(&self) {
+            let waiting = now();
+            while !self.health.sentences().is_empty() {
+                assert!(waiting.elapsed() < DEADLINE, "{:?}", self.health.sentences());
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.requests = None;
+            if let Some(thread) = self.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    #[test]
+    fn every_request_is_answered_with_the_places_of_its_records() {
+        let running = Running::start();
+        running.append(0, &[(0, "a"), (2, "b"), (0, "c")]);
+        running.append(1, &[(1, "d")]);
+        running.append(0, &[(0, "e")]);
+        assert_eq!(running.committed(), (0, vec![(0, 1), (2, 1), (0, 2)]));
+        assert_eq!(running.committed(), (1, vec![(1, 1)]));
+        assert_eq!(running.committed(), (0, vec![(0, 3)]));
+    }
+
+    #[test]
+    fn a_broken_queue_refuses_is_opened_again_and_tells_what_it_has() {
+        let running = Running::start();
+        running.append(1, &[(3, "before")]);
+        assert_eq!(running.committed(), (1, vec![(3, 1)]));
+        running.log.set_fault(Fault::LoseAnswer);
+        running.append(1, &[(3, "there all the same")]);
+        assert_eq!(running.refused().1, [3]);
+        running.log.set_fault(Fault::None);
+        running.wait_until_healthy();
+        running.append(1, &[(3, "after")]);
+        let (owner, reply) = running.reply();
+        let Reply::Replayed(records) = reply else { panic!("{reply:?}") };
+        assert_eq!((owner, records.len(), records[0].1.offset), (1, 1, 2));
+        assert_eq!(running.committed(), (1, vec![(3, 3)]));
+    }
+
+    #[test]
+    fn while_the_queue_cannot_be_opened_everything_is_refused_with_the_reason() {
+        let running = Running::start();
+        running.log.set_fault(Fault::Refuse);
+        for _ in 0..3 {
+            running.append(0, &[(0, "a"), (2, "b")]);
+            let (owner, partitions, why) = running.refused();
+            assert_eq!((owner, partitions), (0, vec![0, 2]));
+            assert!(why.contains("told to refuse"), "{why}");
+        }
+        assert_eq!(running.health.sentences().len(), 1);
+        running.log.set_fault(Fault::None);
+        running.wait_until_healthy();
+        running.append(0, &[(0, "a")]);
+        assert_eq!(running.committed(), (0, vec![(0, 1)]));
+    }
+
+    #[test]
+    fn too_little_space_refuses_and_space_given_back_is_noticed_without_a_send() {
+        let running = Running::start();
+        running.free.store(99, Ordering::Relaxed);
+        running.append(0, &[(0, "a")]);
+        let (_, _, why) = running.refused();
+        assert!(why.contains("--disk-free-min"), "{why}");
+        assert_eq!(running.log.end(0), 1);
+        running.free.store(100, Ordering::Relaxed);
+        running.wait_until_healthy();
+        running.append(0, &[(0, "a")]);
+        assert_eq!(running.committed(), (0, vec![(0, 1)]));
+    }
+
+    #[test]
+    fn records_of_another_router_reach_the_owner_before_its_own() {
+        let running = Running::start();
+        let mut other = running.log.clone();
+        let batch = Batch { records: vec![(2, Bytes::from_static(b"other"))], durable: true };
+        other.append(&batch, &mut Vec::new()).unwrap();
+        running.append(0, &[(2, "ours")]);
+        let (owner, reply) = running.reply();
+        let Reply::Replayed(records) = reply else { panic!("{reply:?}") };
+        assert_eq!((owner, records[0].1.offset), (0, 1));
+        assert_eq!(running.committed(), (0, vec![(2, 2)]));
+    }
+
+    #[test]
+    fn a_trim_reaches_the_log() {
+        let running = Running::start();
+        running.append(0, &[(0, "a"), (0, "b")]);
+        running.committed();
+        running.requests.as_ref().unwrap().send(Request::Trim(0, 2)).unwrap();
+        let mut log = running.log.clone();
+        // Ends the committer when it has done what was asked.
+        drop(running);
+        let mut found = Vec::new();
+        log.read(0, 0, 1_000, &mut found).unwrap();
+        assert_eq!(found[0].offset, 2);
+    }
+}

@@ -13,7 +13,7 @@
 //! again at the next commit.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -166,6 +166,24 @@ impl Store for DiskStore {
     fn inbox(&self, partition: PartitionId, user: &str) -> Result<Option<Bytes>, StoreError> {
         let value = self.working()?.get().inboxes.get(inbox_key(partition, user))?;
         Ok(value.map(Bytes::from))
+    }
+
+    fn users_after(
+        &self,
+        partition: PartitionId,
+        after: &str,
+        count: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let first = Bound::Excluded(inbox_key(partition, after));
+        // The key of the next partition; the last one has no next, and nothing behind it.
+        let end = Bound::Excluded(inbox_key(partition.saturating_add(1), ""));
+        let mut users = Vec::new();
+        for pair in self.working()?.get().inboxes.range((first, end)).take(count) {
+            let key = pair.key()?;
+            let user = key.get(size_of::<PartitionId>()..).unwrap_or_default();
+            users.push(String::from_utf8_lossy(user).into_owned());
+        }
+        Ok(users)
     }
 
     fn messages(
@@ -337,4 +355,66 @@ fn decode_accepted(value: &[u8]) -> Option<Accepted> {
         message_id: u64::from_be_bytes(*message_id),
         accepted_at_ms: i64::from_be_bytes(*accepted_at_ms),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::{InboxChange, contract};
+    use super::*;
+
+    fn open(folder: &TempDir, partitions: u16) -> Result<DiskStore, OpenError> {
+        DiskStore::open(folder.path(), partitions, 7)
+    }
+
+    fn checkpoint(applied: Offset) -> Checkpoint {
+        let inbox = InboxChange {
+            user: "bob".to_owned(),
+            inbox: vec![1],
+            added: vec![(applied, Bytes::from_static(b"x"))],
+            removed: 0..0,
+        };
+        let accepted = Accepted { message_id: applied, accepted_at_ms: 5 };
+        let sends = vec![(SendKey([applied as u8; 16]), accepted)];
+        Checkpoint { partition: 1, applied, inboxes: vec![inbox], sends }
+    }
+
+    #[test]
+    fn the_contract_holds() {
+        let folder = TempDir::new().unwrap();
+        contract::holds(&open(&folder, 300).unwrap());
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_opening_again() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder, 8).unwrap();
+        store.commit(&checkpoint(3)).unwrap();
+        drop(store);
+        let store = DiskStore::open(folder.path(), 8, 99).unwrap();
+        assert_eq!(store.seed(), 7);
+        assert_eq!(store.applied(1), Ok(3));
+        assert_eq!(store.messages(1, "bob", 0..9, 1).unwrap().len(), 1);
+        assert!(store.send(&SendKey([3; 16]), 0).unwrap().is_some());
+    }
+
+    #[test]
+    fn another_number_of_partitions_is_refused() {
+        let folder = TempDir::new().unwrap();
+        drop(open(&folder, 8).unwrap());
+        let error = open(&folder, 16).unwrap_err();
+        assert!(matches!(error, OpenError::Partitions { stored: 8 }), "{error:?}");
+    }
+
+    #[test]
+    fn a_store_that_failed_to_write_is_opened_again() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder, 8).unwrap();
+        store.commit(&checkpoint(3)).unwrap();
+        *store.broken.lock().unwrap() = true;
+        store.commit(&checkpoint(4)).unwrap();
+        assert!(!*store.broken.lock().unwrap());
+        assert_eq!(store.messages(1, "bob", 0..9, usize::MAX).unwrap().len(), 2);
+    }
 }

@@ -1,7 +1,7 @@
 //! A store in memory, for tests and simulation.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ahash::AHashMap;
@@ -58,6 +58,19 @@ impl Store for MemoryStore {
         Ok(self.working()?.inboxes.get(&(partition, user.to_owned())).cloned())
     }
 
+    fn users_after(
+        &self,
+        partition: PartitionId,
+        after: &str,
+        count: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let state = self.working()?;
+        let after = (Bound::Excluded((partition, after.to_owned())), Bound::Unbounded);
+        let users = state.inboxes.range(after).map(|(key, _)| key);
+        let of_partition = users.take_while(|(other, _)| *other == partition);
+        Ok(of_partition.take(count).map(|(_, user)| user.clone()).collect())
+    }
+
     fn messages(
         &self,
         partition: PartitionId,
@@ -107,5 +120,16 @@ impl Store for MemoryStore {
     fn forget_sends(&self, today: i64) -> Result<(), StoreError> {
         self.working()?.sends.retain(|(day, _), _| *day >= today - 1);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract;
+    use super::*;
+
+    #[test]
+    fn the_contract_holds() {
+        contract::holds(&MemoryStore::default());
     }
 }

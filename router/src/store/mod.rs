@@ -3,6 +3,8 @@
 //! A checkpoint of a partition is one atomic batch: after it the log below `applied` is not needed any
 //! more. What a partition reads back is what its last checkpoint wrote.
 
+#[cfg(test)]
+mod contract;
 pub mod disk;
 pub mod memory;
 
@@ -87,6 +89,17 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The store cannot be read.
     fn inbox(&self, partition: PartitionId, user: &str) -> Result<Option<Bytes>, StoreError>;
+
+    /// Users with an inbox, in the order of their bytes, after `after`; at most `count`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn users_after(
+        &self,
+        partition: PartitionId,
+        after: &str,
+        count: usize,
+    ) -> Result<Vec<String>, StoreError>;
 
     /// Messages of an inbox with their sequences in order, encoded, at most `range` and `bytes_max` (at
     /// least one when there is one).

@@ -1,0 +1,620 @@
+//! A Hub on a queue and a store in memory, on a clock that the test turns.
+
+use hawser_proto::client::gap;
+use hawser_proto::link::{Ack, Register, Send};
+
+use super::*;
+use crate::limits;
+use crate::queue::memory::MemoryLog;
+use crate::queue::{Batch, Opener as _, Queue};
+use crate::store::memory::MemoryStore;
+
+const EDGE: EdgeId = EdgeId(0);
+const SESSION: Session = Session(1);
+
+/// One partition with everything around it.
+struct World {
+    now: Now,
+    hub: Hub,
+    log: MemoryLog,
+    store: Arc<MemoryStore>,
+    /// Records handed out and not appended yet.
+    unwritten: VecDeque<Bytes>,
+    heard: Vec<Outbound>,
+    receipts: Vec<Receipt>,
+    checkpoints: VecDeque<Checkpoint>,
+}
+
+fn config() -> HubConfig {
+    HubConfig {
+        window_messages: 4,
+        inbox_messages_max: 20,
+        inbox_age_max_ms: 1_000_000,
+        memory_bytes_max: 1_000_000,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let (log, store) = (MemoryLog::new(1), Arc::new(MemoryStore::default()));
+        let hub = Hub::new(0, config(), Arc::clone(&store) as Arc<dyn Store>).unwrap();
+        let mut world = Self {
+            now: Now { mono_ms: 1_000, unix_ms: 1_000_000 },
+            hub,
+            log,
+            store,
+            unwritten: VecDeque::new(),
+            heard: Vec::new(),
+            receipts: Vec::new(),
+            checkpoints: VecDeque::new(),
+        };
+        world.apply(Event::EdgeUp(EDGE, SESSION));
+        world
+    }
+
+    fn apply(&mut self, event: Event) {
+        let mut effects = Effects::default();
+        self.hub.apply(self.now, event, &mut effects);
+        self.unwritten.extend(effects.append);
+        self.heard.extend(effects.outbound.into_iter().map(|(_, message)| message));
+        self.receipts.extend(effects.receipts);
+        self.checkpoints.extend(effects.checkpoint);
+        if let Some(below) = effects.trim_below {
+            self.log.trim(&[(0, below)]).unwrap();
+        }
+    }
+
+    fn link(&mut self, message: Inbound) {
+        self.apply(Event::Link { edge: EDGE, session: SESSION, message });
+    }
+
+    fn send(&mut self, to: &str, id: u64) {
+        self.link(Inbound::Send(Send {
+            connection: 1,
+            ticket: id,
+            from: "alice".to_owned(),
+            client_message_id: id.to_string(),
+            to_user: to.to_owned(),
+            payload: Bytes::from(format!("payload {id}")),
+            ..Send::default()
+        }));
+    }
+
+    fn register(&mut self, connection: u64, user: &str, cursor: Option<u64>) {
+        self.link(Inbound::Register(Register {
+            connection,
+            user: user.to_owned(),
+            device: format!("device-{connection}"),
+            cursor,
+            answer: true,
+            ..Register::default()
+        }));
+    }
+
+    fn ack(&mut self, connection: u64, user: &str, sequence: u64) {
+        let user = user.to_owned();
+        self.link(Inbound::Ack(Ack { connection, user, sequence, read_sequence: None }));
+    }
+
+    /// Appends what was handed out, all that there is or the first `count`.
+    fn commit(&mut self, count: usize) {
+        for _ in 0..count.min(self.unwritten.len()) {
+            let bytes = self.unwritten.pop_front().unwrap();
+            let mut offsets = Vec::new();
+            let batch = Batch { records: vec![(0, bytes)], durable: true };
+            self.log.append(&batch, &mut offsets).unwrap();
+            self.apply(Event::Committed(offsets[0]));
+        }
+    }
+
+    /// The append of the oldest record fails; `is_in_log` says whether it got there all the same.
+    fn refuse(&mut self, is_in_log: bool) {
+        let bytes = self.unwritten.pop_front().unwrap();
+        if is_in_log {
+            let batch = Batch { records: vec![(0, bytes)], durable: true };
+            self.log.append(&batch, &mut Vec::new()).unwrap();
+        }
+        self.apply(Event::Refused("the test says so".into()));
+    }
+
+    /// What the committer does when it opened the queue again.
+    fn catch_up(&mut self) {
+        let mut found = Vec::new();
+        self.log.read(0, self.hub.applied() + 1, usize::MAX, &mut found).unwrap();
+        for record in found {
+            self.apply(Event::Replayed(record.offset, record.bytes));
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms as i64;
+        self.apply(Event::Tick);
+    }
+
+    /// Begins a checkpoint and writes it.
+    fn save(&mut self) {
+        self.apply(Event::Save);
+        self.write_checkpoints();
+    }
+
+    fn write_checkpoints(&mut self) {
+        while let Some(checkpoint) = self.checkpoints.pop_front() {
+            let result = self.store.commit(&checkpoint);
+            self.apply(Event::Saved(result));
+        }
+    }
+
+    /// The process is killed and started again; what the log has not got is gone.
+    fn crash(&mut self) {
+        self.unwritten.clear();
+        self.checkpoints.clear();
+        self.heard.clear();
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        self.hub = Hub::new(0, config(), store).unwrap();
+        self.log = {
+            let mut log = self.log.clone();
+            drop(log.open().unwrap());
+            log
+        };
+        self.catch_up();
+        assert!(self.heard.is_empty());
+        self.apply(Event::EdgeUp(EDGE, SESSION));
+    }
+
+    fn take(&mut self) -> Vec<Outbound> {
+        std::mem::take(&mut self.heard)
+    }
+
+    fn delivered(&mut self) -> Vec<(u64, u64)> {
+        let deliver = |message| match message {
+            Outbound::Deliver(deliver) => Some((deliver.connection, deliver.sequence)),
+            _ => None,
+        };
+        self.take().into_iter().filter_map(deliver).collect()
+    }
+
+    fn send_acks(&mut self) -> Vec<(u64, Option<u64>)> {
+        let ack = |message| match message {
+            Outbound::SendAck(ack) => {
+                Some((ack.ticket, ack.failure.is_none().then_some(ack.message_id)))
+            }
+            _ => None,
+        };
+        self.take().into_iter().filter_map(ack).collect()
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_or_delivered_before_it_is_durable() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.take();
+    world.send("bob", 1);
+    assert!(world.take().is_empty());
+    world.commit(9);
+    let heard = world.take();
+    assert!(matches!(heard[0], Outbound::SendAck(_)), "{heard:?}");
+    assert!(matches!(heard[1], Outbound::Deliver(_)), "{heard:?}");
+}
+
+#[test]
+fn a_repetition_in_flight_is_answered_with_the_first_and_a_later_one_at_once() {
+    let mut world = World::new();
+    world.send("bob", 1);
+    world.send("bob", 1);
+    assert_eq!(world.unwritten.len(), 1);
+    world.commit(9);
+    let acks = world.send_acks();
+    assert_eq!(acks, [(1, Some(1)), (1, Some(1))]);
+    world.send("bob", 1);
+    assert_eq!(world.send_acks(), [(1, Some(1))]);
+    world.save();
+    world.send("bob", 1);
+    assert_eq!(world.send_acks(), [(1, Some(1))]);
+    assert!(world.unwritten.is_empty());
+}
+
+#[test]
+fn waiters_of_one_message_are_bounded() {
+    let mut world = World::new();
+    for _ in 0..limits::WAITERS_MAX + 5 {
+        world.send("bob", 1);
+    }
+    world.commit(9);
+    assert_eq!(world.send_acks().len(), limits::WAITERS_MAX);
+}
+
+#[test]
+fn a_refused_send_that_is_in_the_log_counts_once_when_it_is_sent_again() {
+    for sent_before_catching_up in [false, true] {
+        let mut world = World::new();
+        world.register(2, "bob", None);
+        world.take();
+        world.send("bob", 1);
+        world.refuse(true);
+        assert_eq!(world.send_acks(), [(1, None)]);
+        if sent_before_catching_up {
+            world.send("bob", 1);
+            world.catch_up();
+            world.commit(9);
+        } else {
+            world.catch_up();
+            world.send("bob", 1);
+            assert!(world.unwritten.is_empty());
+        }
+        let heard = world.take();
+        let count = |kind: fn(&Outbound) -> bool| heard.iter().filter(|m| kind(m)).count();
+        assert_eq!(count(|message| matches!(message, Outbound::Deliver(_))), 1, "{heard:?}");
+        assert_eq!(count(|message| matches!(message, Outbound::SendAck(_))), 1, "{heard:?}");
+        world.send("bob", 2);
+        world.commit(9);
+        assert_eq!(world.delivered(), [(2, 2)]);
+    }
+}
+
+#[test]
+fn a_repetition_in_the_log_is_found_when_a_checkpoint_stands_between_the_two() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.send("bob", 1);
+    world.refuse(true);
+    world.send("bob", 1);
+    world.catch_up();
+    world.save();
+    world.take();
+    world.commit(9);
+    assert!(world.delivered().is_empty());
+    assert_eq!(world.log.end(0), 3);
+    world.crash();
+    world.register(2, "bob", Some(0));
+    assert_eq!(world.delivered(), [(2, 1)]);
+}
+
+#[test]
+fn a_refused_send_that_is_not_in_the_log_is_stored_when_it_is_sent_again() {
+    let mut world = World::new();
+    world.send("bob", 1);
+    world.refuse(false);
+    world.catch_up();
+    world.send("bob", 1);
+    world.commit(9);
+    assert_eq!(world.send_acks(), [(1, None), (1, Some(1))]);
+}
+
+#[test]
+fn a_delivered_message_never_reaches_the_store() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(2, "bob", 1);
+    world.save();
+    assert_eq!(world.store.messages_held(), 0);
+    world.send("bob", 2);
+    world.commit(9);
+    world.save();
+    assert_eq!(world.store.messages_held(), 1);
+    world.ack(2, "bob", 2);
+    world.save();
+    assert_eq!(world.store.messages_held(), 0);
+}
+
+#[test]
+fn cursors_get_into_the_log_after_a_second_and_only_those_that_moved() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.pass(2_000);
+    world.commit(9);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(2, "bob", 1);
+    world.pass(500);
+    assert!(world.unwritten.is_empty());
+    world.pass(limits::CURSOR_FLUSH_MS);
+    assert_eq!(world.unwritten.len(), 1);
+    world.commit(9);
+    world.pass(limits::CURSOR_FLUSH_MS);
+    assert!(world.unwritten.is_empty());
+    world.crash();
+    world.register(2, "bob", None);
+    let heard = world.take();
+    let Outbound::Registered(registered) = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!((registered.cursor, registered.resumed, heard.len()), (1, true, 1));
+}
+
+#[test]
+fn a_refused_cursor_is_tried_again() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.pass(limits::CURSOR_FLUSH_MS);
+    assert_eq!(world.unwritten.len(), 1);
+    world.refuse(false);
+    world.pass(limits::CURSOR_FLUSH_MS);
+    assert_eq!(world.unwritten.len(), 1);
+}
+
+#[test]
+fn a_failed_checkpoint_loses_nothing_and_is_repeated() {
+    let mut world = World::new();
+    world.send("bob", 1);
+    world.commit(9);
+    world.apply(Event::Save);
+    world.send("bob", 2);
+    world.commit(9);
+    world.store.set_refuses(true);
+    world.write_checkpoints();
+    world.store.set_refuses(false);
+    assert_eq!(world.log.end(0), 3);
+    world.pass(limits::CHECKPOINT_RETRY_MS);
+    world.write_checkpoints();
+    assert_eq!(world.store.messages_held(), 2);
+    world.crash();
+    world.send("bob", 1);
+    assert_eq!(world.send_acks(), [(1, Some(1))]);
+    world.register(2, "bob", None);
+    assert_eq!(world.delivered(), [(2, 1), (2, 2)]);
+}
+
+#[test]
+fn a_store_that_cannot_be_read_refuses_sends_and_stalls_replayed_records_until_it_can() {
+    let mut world = World::new();
+    world.send("bob", 1);
+    world.refuse(true);
+    world.take();
+    // A new Hub knows nobody; the record in the log has to wait for bob's inbox.
+    world.hub = Hub::new(0, config(), Arc::clone(&world.store) as Arc<dyn Store>).unwrap();
+    world.apply(Event::EdgeUp(EDGE, SESSION));
+    world.store.set_refuses(true);
+    world.catch_up();
+    assert!(world.hub.is_stalled());
+    world.send("carol", 2);
+    let acks = world.send_acks();
+    assert_eq!(acks, [(2, None)]);
+    world.store.set_refuses(false);
+    world.pass(100);
+    assert!(!world.hub.is_stalled());
+    world.register(2, "bob", None);
+    assert_eq!(world.delivered(), [(2, 1)]);
+}
+
+#[test]
+fn a_delivery_that_needs_the_store_goes_on_when_it_can_be_read() {
+    let mut world = World::new();
+    for id in 0..3 {
+        world.send("bob", id);
+    }
+    world.commit(9);
+    world.save();
+    world.register(2, "bob", None);
+    assert_eq!(world.delivered().len(), 3);
+    world.crash();
+    world.send("bob", 9);
+    world.commit(9);
+    world.take();
+    world.store.set_refuses(true);
+    world.register(2, "bob", None);
+    assert!(world.delivered().is_empty());
+    world.store.set_refuses(false);
+    world.pass(100);
+    assert_eq!(world.delivered(), [(2, 1), (2, 2), (2, 3), (2, 4)]);
+}
+
+#[test]
+fn memory_that_is_short_is_given_back_and_what_is_needed_is_read_again() {
+    let mut world = World::new();
+    world.hub.config.memory_bytes_max = 100;
+    world.register(2, "bob", None);
+    for id in 0..20 {
+        world.send("bob", id);
+    }
+    world.commit(99);
+    world.pass(100);
+    world.write_checkpoints();
+    let held: usize = world.hub.users.values().map(Inbox::recent_bytes).sum();
+    assert!(held < 4_000, "{held} bytes");
+    world.take();
+    for acked in [4, 8, 12, 16] {
+        world.ack(2, "bob", acked);
+        let sequences: Vec<_> = world.delivered().into_iter().map(|(_, s)| s).collect();
+        assert_eq!(sequences, (acked + 1..=acked + 4).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn an_idle_inbox_leaves_memory_and_comes_back_with_its_connection() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(2, "bob", 1);
+    world.pass(limits::CURSOR_FLUSH_MS);
+    world.commit(9);
+    world.save();
+    world.pass(limits::INBOX_IDLE_MS);
+    world.save();
+    assert_eq!(world.hub.inboxes(), 0);
+    assert_eq!(world.hub.connections(), 1);
+    world.take();
+    world.send("bob", 2);
+    world.commit(9);
+    assert_eq!(world.delivered(), [(2, 2)]);
+}
+
+#[test]
+fn messages_over_the_age_bound_leave_the_store_although_their_user_never_comes() {
+    let mut world = World::new();
+    for number in 0..limits::SWEEP_INBOXES as u64 + 3 {
+        world.send(&format!("user {number}"), number);
+    }
+    world.commit(99);
+    world.save();
+    let held = world.store.messages_held();
+    world.pass(config().inbox_age_max_ms as u64);
+    for _ in 0..4 {
+        world.save();
+    }
+    assert_eq!((held, world.store.messages_held()), (limits::SWEEP_INBOXES + 3, 0));
+    world.take();
+    world.register(2, "user 1", None);
+    world.register(3, "user 2", Some(0));
+    let heard = world.take();
+    let Outbound::Registered(new) = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!((new.cursor, new.resumed), (1, true));
+    let Outbound::Registered(known) = &heard[1] else { panic!("{heard:?}") };
+    assert_eq!((known.cursor, known.resumed), (0, false));
+    let Outbound::Gap(told) = &heard[2] else { panic!("{heard:?}") };
+    assert_eq!((told.last_sequence, told.reason), (1, gap::Reason::Expired as u32));
+}
+
+#[test]
+fn sends_are_refused_when_the_store_takes_no_checkpoints_and_memory_is_full() {
+    let mut world = World::new();
+    world.hub.config.memory_bytes_max = 500;
+    world.store.set_refuses(false);
+    let mut accepted = 0;
+    let refused = loop {
+        world.register(2, "bob", None);
+        world.send("bob", accepted);
+        world.commit(9);
+        world.store.set_refuses(true);
+        world.pass(100);
+        world.write_checkpoints();
+        world.store.set_refuses(false);
+        match world.send_acks()[..] {
+            [(_, Some(_))] => accepted += 1,
+            [(id, None)] => break id,
+            ref other => panic!("{other:?}"),
+        }
+        assert!(accepted < 1_000, "memory is not bounded");
+    };
+    world.pass(limits::CHECKPOINT_RETRY_MS);
+    world.write_checkpoints();
+    world.send("bob", refused);
+    world.commit(9);
+    assert!(matches!(world.send_acks()[..], [(_, Some(_))]));
+}
+
+#[test]
+fn receipts_go_to_the_partition_of_the_sender_in_bounded_batches() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    for id in 0..4 {
+        world.send("bob", id);
+    }
+    world.commit(9);
+    world.ack(2, "bob", 3);
+    assert_eq!(world.receipts.len(), 1);
+    assert_eq!((&*world.receipts[0].to, world.receipts[0].message_ids.len()), ("alice", 3));
+    world.register(1, "alice", None);
+    world.take();
+    let receipt = world.receipts.remove(0);
+    world.apply(Event::Receipt(receipt));
+    let heard = world.take();
+    assert!(matches!(&heard[..], [Outbound::Receipt(receipt)] if receipt.connection == 1));
+}
+
+#[test]
+fn a_message_of_an_old_session_is_not_heard() {
+    let mut world = World::new();
+    world.apply(Event::EdgeUp(EDGE, Session(2)));
+    world.register(2, "bob", None);
+    world.send("bob", 1);
+    assert!(world.take().is_empty() && world.unwritten.is_empty());
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_counted_and_passed_over() {
+    let mut world = World::new();
+    let batch = Batch { records: vec![(0, Bytes::from_static(&[0xff]))], durable: true };
+    world.log.append(&batch, &mut Vec::new()).unwrap();
+    world.catch_up();
+    assert_eq!(world.hub.applied(), 1);
+}
+
+/// Random sends, acknowledgements, failures, checkpoints and crashes; a client that keeps its own cursor
+/// must see every acknowledged message once, in order, or a gap in its place.
+fn survive(seed: u64, steps: usize) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut world = World::new();
+    let mut sent: u64 = 0;
+    let mut acknowledged: Vec<u64> = Vec::new();
+    let mut seen: Vec<u64> = Vec::new();
+    let mut cursor = 0;
+    let mut gaps = 0;
+    world.register(2, "bob", Some(0));
+    for _ in 0..steps {
+        match random.u32(0..100) {
+            0..40 => {
+                // Now and then a message is sent again, as an edge does.
+                let again = sent > 0 && random.u32(0..4) == 0;
+                let id = if again { random.u64(sent.saturating_sub(9)..sent) } else { sent };
+                sent += u64::from(!again);
+                world.send("bob", id);
+            }
+            40..65 => {
+                // The committer tells what it found in the log before it appends again.
+                world.catch_up();
+                world.commit(random.usize(0..4));
+            }
+            65..70 if !world.unwritten.is_empty() => {
+                world.refuse(random.bool());
+            }
+            70..85 => world.ack(2, "bob", cursor),
+            85..90 => world.pass(random.u64(0..1_500)),
+            90..93 => world.apply(Event::Save),
+            93..96 => {
+                world.store.set_refuses(random.u32(0..3) == 0);
+                world.write_checkpoints();
+                world.store.set_refuses(false);
+            }
+            96..98 => {
+                world.crash();
+                world.register(2, "bob", Some(cursor));
+            }
+            _ => world.register(2, "bob", Some(cursor)),
+        }
+        for message in world.take() {
+            match message {
+                Outbound::Deliver(deliver) if deliver.sequence <= cursor => {}
+                Outbound::Deliver(deliver) => {
+                    assert_eq!(deliver.sequence, cursor + 1, "seed {seed}");
+                    cursor = deliver.sequence;
+                    seen.push(deliver.message_id);
+                }
+                Outbound::Gap(told) => {
+                    assert_eq!(told.reason, gap::Reason::InboxFull as u32, "seed {seed}: {told:?}");
+                    assert!(told.first_sequence <= cursor + 1, "seed {seed}");
+                    if told.last_sequence > cursor {
+                        gaps += told.last_sequence - cursor;
+                        cursor = told.last_sequence;
+                    }
+                }
+                Outbound::Registered(registered) => {
+                    assert_eq!(registered.cursor, cursor, "seed {seed}");
+                }
+                Outbound::SendAck(ack) if ack.failure.is_none() => {
+                    acknowledged.push(ack.message_id);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(seen.is_sorted_by(|one, other| one < other), "seed {seed}: delivered out of order");
+    acknowledged.sort_unstable();
+    acknowledged.dedup();
+    let reached = seen.last().copied().unwrap_or(0);
+    let missing =
+        acknowledged.iter().filter(|id| **id <= reached && seen.binary_search(id).is_err()).count()
+            as u64;
+    assert!(missing <= gaps, "seed {seed}: {missing} acknowledged messages missing, {gaps} told");
+}
+
+#[test]
+fn any_order_of_failures_checkpoints_and_crashes_loses_nothing() {
+    let base = std::env::var("HAWSER_SEED").ok().and_then(|seed| seed.parse().ok());
+    let (first, seeds) = base.map_or((fastrand::u64(..), 300), |seed| (seed, 1));
+    for seed in (0..seeds).map(|n| first.wrapping_add(n)) {
+        survive(seed, 400);
+    }
+}
