@@ -1,3 +1,90 @@
-//! Load at connection scale.
+//! Load at connection scale, and two commands for hands.
+//!
+//! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
+//! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `send` and `listen`
+//! (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of reach, 64 wrong usage.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod checker;
+mod client;
+mod clock;
+mod failure;
+mod host;
+mod processes;
+mod report;
+mod scenario;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::scenario::{Outcome, Stop, chat, crash, echo, idle, listen, send};
+
+#[derive(Debug, Parser)]
+#[command(name = "hawser-bench", version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send one message and wait until it is durable
+    Send(send::SendArgs),
+    /// Print a user's messages, one a line
+    Listen(listen::ListenArgs),
+    /// What does one message cost a WebSocket server?
+    Echo(echo::EchoArgs),
+    /// How fast is chat from end to end, and is anything lost?
+    Chat(chat::ChatArgs),
+    /// Is anything lost when edge and router are killed at random instants?
+    Crash(crash::CrashArgs),
+    /// What does a silent connection cost the edge?
+    Idle(idle::IdleArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", usage_sentence(&error.to_string()));
+            return ExitCode::from(Failure::Usage(String::new()).exit_status());
+        }
+        // --help and --version.
+        Err(asked) => asked.exit(),
+    };
+    match run(&cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("hawser-bench: {failure}");
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+/// Runs one command; false when it found a fault.
+fn run(command: &Command) -> Result<bool, Failure> {
+    let stop = Stop::on_signals()?;
+    let (outcome, output) = match command {
+        Command::Send(args) => return send::run(args, &stop).map(|()| true),
+        Command::Listen(args) => return listen::run(args, &stop).map(|()| true),
+        Command::Echo(args) => (echo::run(args, &stop)?, args.output),
+        Command::Chat(args) => (chat::run(args, &stop)?, args.output),
+        Command::Crash(args) => (crash::run(args, &stop)?, args.output),
+        Command::Idle(args) => (idle::run(args, &stop)?, args.output),
+    };
+    let Outcome { report, is_good } = outcome;
+    report.print(output.json)?;
+    Ok(is_good)
+}
+
+/// The sentence of a clap error, which names the flag, without its hints.
+fn usage_sentence(error: &str) -> String {
+    let lines = error.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let said = lines.filter(|line| !line.is_empty() && !line.starts_with("tip:"));
+    let sentence = said.collect::<Vec<_>>().join(" ");
+    format!("hawser-bench: {}", sentence.strip_prefix("error: ").unwrap_or(&sentence))
+}

@@ -1,0 +1,289 @@
+//! An edge and a router of our own: started from the binaries beside this one, on free ports, in a temporary
+//! folder; killed and started again; ended when the guard goes, also in a panic.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::clock;
+use crate::failure::Failure;
+use crate::host;
+use crate::scenario::Stop;
+use crate::target::Target;
+
+/// From the start of a server to a healthy answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks at /healthz.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// For one request to /healthz.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Shown of a log when its server died.
+const LOG_TAIL_BYTES: usize = 2_000;
+/// Ports are drawn from here up to where the kernel's own begin: a client's socket must not sit on a server's port
+/// while the server is down.
+const PORT_MIN: u16 = 15_000;
+const PORT_DRAWS_MAX: u32 = 1_000;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Start a router and tell the edge of it.
+    pub router: bool,
+    pub connections_max: usize,
+    pub shards: Option<usize>,
+    pub echo_path: Option<&'static str>,
+    /// Where the temporary folder is made.
+    pub folder: PathBuf,
+    /// Leave the folder there.
+    pub keep: bool,
+}
+
+/// The servers of one run. Dropping it kills them and removes their folder.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    pub edge: Server,
+    pub router: Option<Server>,
+    address: SocketAddr,
+    /// Last, so that it goes after the processes that write to it.
+    _folder: Option<TempDir>,
+}
+
+impl Servers {
+    /// Starts them and waits until /healthz of each says that it is well.
+    ///
+    /// # Errors
+    /// When a binary is missing, or a server does not come up.
+    pub(crate) fn start(plan: &Plan, seed: u64, stop: &Stop) -> Result<Self, Failure> {
+        let folder = tempfile::Builder::new()
+            .prefix("hawser-bench-")
+            .tempdir_in(&plan.folder)
+            .map_err(|error| Failure::Usage(format!("--folder: {error}")))?;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut taken = Vec::new();
+        let mut port = || free_port(&mut random, &mut taken);
+        let (listen, admin) = (port()?, port()?);
+        let mut edge = Server::new("hawser-edge", folder.path(), admin)?;
+        edge.flag("--listen", listen).flag("--admin", admin);
+        edge.flag("--connections-max", plan.connections_max);
+        edge.command_line.push("--dev-auth".to_owned());
+        if let Some(shards) = plan.shards {
+            edge.flag("--shards", shards);
+        }
+        if let Some(path) = plan.echo_path {
+            edge.flag("--echo-path", path);
+        }
+        let mut router = None;
+        if plan.router {
+            let (listen, admin) = (port()?, port()?);
+            let mut server = Server::new("hawser-router", folder.path(), admin)?;
+            server.flag("--listen", listen).flag("--admin", admin);
+            server.flag("--data-dir", folder.path().join("data").display());
+            edge.flag("--router", listen);
+            server.start()?;
+            server.wait_ready(stop, |status| status == 200)?;
+            router = Some(server);
+        }
+        edge.start()?;
+        // Without a router the edge is up but not well; for echoing that will do.
+        edge.wait_ready(stop, |status| status == 200 || !plan.router)?;
+        let folder = if plan.keep {
+            eprintln!("the servers' folder is kept: {}", folder.keep().display());
+            None
+        } else {
+            Some(folder)
+        };
+        Ok(Self { edge, router, address: listen, _folder: folder })
+    }
+
+    /// Where clients connect to.
+    pub(crate) fn target(&self, path: &str) -> Target {
+        Target::local(self.address, path)
+    }
+
+    /// The processes, the edge first.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let router = self.router.as_ref().and_then(Server::pid);
+        self.edge.pid().into_iter().chain(router).collect()
+    }
+
+    /// Fails when a server ended that nobody killed; shows the end of its log.
+    pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
+        self.edge.check_alive()?;
+        self.router.as_mut().map_or(Ok(()), Server::check_alive)
+    }
+}
+
+/// One server process, and how to start it.
+#[derive(Debug)]
+pub(crate) struct Server {
+    name: &'static str,
+    program: PathBuf,
+    command_line: Vec<String>,
+    admin: SocketAddr,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    fn new(name: &'static str, folder: &Path, admin: SocketAddr) -> Result<Self, Failure> {
+        let program = std::env::current_exe()?.with_file_name(name);
+        if !program.is_file() {
+            let folder = program.parent().unwrap_or(Path::new(".")).display();
+            return Err(Failure::Broken(format!(
+                "{name} is not in {folder}, beside this binary: build the workspace, or name a running server with --target"
+            )));
+        }
+        let log = folder.join(format!("{name}.log"));
+        Ok(Self { name, program, command_line: Vec::new(), admin, log, child: None })
+    }
+
+    fn flag(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
+        self.command_line.extend([name.to_owned(), value.to_string()]);
+        self
+    }
+
+    /// Starts the process; it may not be ready yet. Its stderr goes on in the same log.
+    ///
+    /// # Errors
+    /// When the operating system cannot start it.
+    pub(crate) fn start(&mut self) -> io::Result<()> {
+        debug_assert!(self.child.is_none(), "{} runs", self.name);
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let child = Command::new(&self.program)
+            .args(&self.command_line)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C on the terminal is for the bench alone; it ends its servers itself.
+            .process_group(0)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Ends the process with SIGKILL and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only for a process that has ended, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Fails when the process ended by itself.
+    pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
+        let ended: Option<ExitStatus> =
+            self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        match ended {
+            None => Ok(()),
+            Some(status) => Err(Failure::Broken(format!(
+                "{} ended by itself ({status}); the end of its log:\n{}",
+                self.name,
+                self.log_tail()
+            ))),
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
+        String::from_utf8_lossy(tail).into_owned()
+    }
+
+    fn wait_ready(&mut self, stop: &Stop, ready: impl Fn(u16) -> bool) -> Result<(), Failure> {
+        let deadline = clock::now() + READY_TIMEOUT;
+        loop {
+            self.check_alive()?;
+            if healthz(self.admin).is_ok_and(&ready) {
+                return Ok(());
+            }
+            if stop.is_asked() {
+                return Err(Failure::Broken("interrupted before the servers were up".to_owned()));
+            }
+            if clock::now() > deadline {
+                return Err(Failure::Broken(format!(
+                    "{} was not ready within {READY_TIMEOUT:?}; the end of its log:\n{}",
+                    self.name,
+                    self.log_tail()
+                )));
+            }
+            stop.pause(READY_POLL_INTERVAL);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Asks `GET /healthz` and returns the HTTP status.
+fn healthz(admin: SocketAddr) -> io::Result<u16> {
+    let mut stream = TcpStream::connect_timeout(&admin, HEALTH_TIMEOUT)?;
+    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    let mut head = [0; b"HTTP/1.1 200".len()];
+    stream.read_exact(&mut head)?;
+    let status = std::str::from_utf8(&head).ok().and_then(|head| head.split(' ').nth(1));
+    status.and_then(|status| status.parse().ok()).ok_or_else(|| io::Error::other("no HTTP status"))
+}
+
+/// A loopback address that nobody listens on, outside the kernel's own range and not in `taken`, where it is added.
+fn free_port(random: &mut fastrand::Rng, taken: &mut Vec<SocketAddr>) -> io::Result<SocketAddr> {
+    let (kernel_first, _) = host::ephemeral_ports();
+    let last = kernel_first.saturating_sub(1).max(PORT_MIN);
+    for _ in 0..PORT_DRAWS_MAX {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, random.u16(PORT_MIN..=last)));
+        if !taken.contains(&address) && TcpListener::bind(address).is_ok() {
+            taken.push(address);
+            return Ok(address);
+        }
+    }
+    Err(io::Error::other(format!("no free port between {PORT_MIN} and {last}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_ports_lie_outside_the_kernels_range_and_can_be_bound() {
+        let mut taken = Vec::new();
+        let mut draw = || free_port(&mut fastrand::Rng::with_seed(7), &mut taken).unwrap();
+        let (first, second) = (draw(), draw());
+        assert_ne!(first, second, "the same draw twice");
+        assert!(first.port() < host::ephemeral_ports().0.max(PORT_MIN + 1));
+        TcpListener::bind(first).unwrap();
+    }
+
+    #[test]
+    fn the_status_of_healthz_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").unwrap();
+            // Reads the request, so that closing does not reset the answer away.
+            let _ = stream.read(&mut [0; 512]);
+        });
+        assert_eq!(healthz(admin).unwrap(), 503);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_missing_binary_is_told_by_name() {
+        let error = Server::new("hawser-nothing", Path::new("."), "127.0.0.1:1".parse().unwrap());
+        assert!(error.unwrap_err().to_string().starts_with("hawser-nothing is not in"));
+    }
+}

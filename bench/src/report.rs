@@ -1,0 +1,325 @@
+//! What a run found: one JSON object, or a table for people. Both always name the machine and the settings.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checker::Verdict;
+use crate::host::{self, Machine};
+
+/// Longest latency that is told apart, in microseconds: ten minutes.
+const LATENCY_US_MAX: u64 = 600_000_000;
+/// Between two progress lines.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The result of one scenario. Absent fields do not apply to it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub scenario: &'static str,
+    pub settings: Value,
+    pub machine: Machine,
+    /// The run ended early, by a signal or at a bound; says which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_short: Option<String>,
+    /// Length of the measured part.
+    pub seconds: f64,
+    pub connections: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connects_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_per_second: Option<f64>,
+    /// Of all measured processes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us_per_message: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<ProcessCpu>,
+    /// CPU that the bench itself took, to see whether it was in the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bench_cores: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<LatencyMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edge_user_bytes_per_connection: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kills: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub killed: Option<Killed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Connections that broke or were refused though nobody killed anything, and refused messages.
+    pub errors: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_error: Option<String>,
+}
+
+impl Report {
+    /// An empty report of `scenario`.
+    pub(crate) fn new(scenario: &'static str, settings: &impl Serialize) -> Self {
+        Self {
+            scenario,
+            settings: serde_json::to_value(settings).unwrap_or_default(),
+            machine: Machine::read(),
+            cut_short: None,
+            seconds: 0.0,
+            connections: 0,
+            connects_per_second: None,
+            messages: None,
+            messages_per_second: None,
+            cpu_us_per_message: None,
+            processes: Vec::new(),
+            bench_cores: None,
+            latency_ms: None,
+            edge_user_bytes_per_connection: None,
+            kills: None,
+            killed: None,
+            seed: None,
+            traffic: None,
+            verdict: None,
+            errors: 0,
+            first_error: None,
+        }
+    }
+
+    /// Prints the report on stdout: one JSON object on one line, or a table.
+    ///
+    /// # Errors
+    /// When stdout is gone.
+    pub(crate) fn print(&self, json: bool) -> io::Result<()> {
+        let value = serde_json::to_value(self)?;
+        let text = if json { format!("{value}\n") } else { table(&value) };
+        io::stdout().lock().write_all(text.as_bytes())
+    }
+}
+
+/// CPU of one measured process.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ProcessCpu {
+    pub pid: u32,
+    pub name: String,
+    /// Cores kept busy on average.
+    pub cores: f64,
+    pub cpu_us_per_message: f64,
+}
+
+/// How often what was killed.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Killed {
+    pub edge: u64,
+    pub router: u64,
+}
+
+/// What happened on the wire besides the messages themselves.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Traffic {
+    pub reconnects: u64,
+    /// Deliveries that a client dropped because it had had them.
+    pub repeated_deliveries: u64,
+    /// Deliveries from behind a hole, which the server was asked to fill.
+    pub holes_seen: u64,
+    /// Sends refused with a retryable error, and sent again.
+    pub refused_sends: u64,
+    /// Connections given up because an answer did not come.
+    pub stalls: u64,
+    /// Messages that `--rate` asked for and no client was free to send.
+    pub skipped: u64,
+    pub receipts: u64,
+}
+
+/// Latencies in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct LatencyMs {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+/// Collects latencies; three digits, up to ten minutes.
+#[derive(Debug)]
+pub(crate) struct Latencies(Histogram<u32>);
+
+impl Latencies {
+    pub(crate) fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3);
+        Self(histogram.expect("the bounds are constants that hdrhistogram takes"))
+    }
+
+    pub(crate) fn record(&mut self, latency: Duration) {
+        self.0.saturating_record((latency.as_micros() as u64).max(1));
+    }
+
+    pub(crate) fn summary(&self) -> Option<LatencyMs> {
+        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
+        (!self.0.is_empty()).then(|| LatencyMs {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: self.0.max() as f64 / 1e3,
+        })
+    }
+}
+
+/// CPU clocks of the measured processes at one instant.
+#[derive(Debug)]
+pub(crate) struct CpuClocks {
+    at: Instant,
+    own: Duration,
+    processes: Vec<(u32, Duration)>,
+}
+
+impl CpuClocks {
+    /// Reads them. A process that is not there counts nothing.
+    pub(crate) fn read(now: Instant, pids: &[u32]) -> Self {
+        let clock = |pid| host::cpu_time(pid).unwrap_or_default();
+        let processes = pids.iter().map(|pid| (*pid, clock(*pid))).collect();
+        Self { at: now, own: clock(std::process::id()), processes }
+    }
+
+    /// Fills in what was used from these clocks to `later` for `messages` messages.
+    pub(crate) fn report_until(&self, later: &Self, messages: u64, report: &mut Report) {
+        let seconds = later.at.saturating_duration_since(self.at).as_secs_f64();
+        let per_message = |cpu: Duration| cpu.as_secs_f64() * 1e6 / messages.max(1) as f64;
+        let mut all = Duration::ZERO;
+        for ((pid, before), (_, after)) in self.processes.iter().zip(&later.processes) {
+            let used = after.saturating_sub(*before);
+            all += used;
+            report.processes.push(ProcessCpu {
+                pid: *pid,
+                name: host::process_name(*pid),
+                cores: rounded(used.as_secs_f64() / seconds),
+                cpu_us_per_message: rounded(per_message(used)),
+            });
+        }
+        report.seconds = rounded(seconds);
+        report.messages = Some(messages);
+        report.messages_per_second = Some(rounded(messages as f64 / seconds));
+        if !self.processes.is_empty() && messages > 0 {
+            report.cpu_us_per_message = Some(rounded(per_message(all)));
+        }
+        let own = later.own.saturating_sub(self.own);
+        report.bench_cores = Some(rounded(own.as_secs_f64() / seconds));
+    }
+}
+
+/// Three decimals; figures with more pretend.
+pub(crate) fn rounded(value: f64) -> f64 {
+    if value.is_finite() { (value * 1e3).round() / 1e3 } else { 0.0 }
+}
+
+/// `name  value` lines; what is inside an object or a list is indented under its name.
+fn table(value: &Value) -> String {
+    let mut text = String::new();
+    write_rows(&mut text, value, 0);
+    text
+}
+
+fn write_rows(text: &mut String, value: &Value, depth: usize) {
+    let Value::Object(fields) = value else { return };
+    let indent = "  ".repeat(depth);
+    let width = fields.keys().map(String::len).max().unwrap_or_default();
+    for (name, value) in fields {
+        let written = match value {
+            Value::Object(_) => {
+                let written = writeln!(text, "{indent}{name}");
+                write_rows(text, value, depth + 1);
+                written
+            }
+            Value::Array(items) => {
+                let written = writeln!(text, "{indent}{name}");
+                for item in items {
+                    match item {
+                        Value::Object(_) => write_rows(text, item, depth + 1),
+                        other => text.push_str(&format!("{indent}  {}\n", cell(other))),
+                    }
+                }
+                written
+            }
+            other => writeln!(text, "{indent}{name:width$}  {}", cell(other)),
+        };
+        debug_assert!(written.is_ok(), "a String takes everything");
+    }
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// One line on stderr that is written over again and again; silent where stderr is no terminal.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    is_terminal: bool,
+    shown_at: Option<Instant>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self { is_terminal: io::stderr().is_terminal(), shown_at: None }
+    }
+
+    /// Shows `line()`, at most four times a second.
+    pub(crate) fn show(&mut self, now: Instant, line: impl FnOnce() -> String) {
+        let fresh = self.shown_at.is_some_and(|at| now - at < PROGRESS_INTERVAL);
+        if self.is_terminal && !fresh {
+            self.shown_at = Some(now);
+            eprint!("\r\x1b[K{}", line());
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown_at.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_told_in_milliseconds() {
+        let mut latencies = Latencies::new();
+        assert!(latencies.summary().is_none());
+        (1..=1000).for_each(|ms| latencies.record(Duration::from_millis(ms)));
+        let LatencyMs { p50, p99, max, .. } = latencies.summary().unwrap();
+        assert!((499.0..=501.0).contains(&p50), "{p50}");
+        assert!((989.0..=991.0).contains(&p99), "{p99}");
+        assert!((999.0..=1001.0).contains(&max), "{max}");
+    }
+
+    #[test]
+    fn the_verdict_stands_beside_the_figures() {
+        let mut report = Report::new("chat", &serde_json::json!({"pairs": 2}));
+        report.verdict = Some(Verdict { lost: 3, ..Verdict::default() });
+        report.latency_ms = None;
+        let value = serde_json::to_value(&report).unwrap();
+        assert_eq!(value["lost"], 3);
+        assert_eq!(value["duplicates"], 0);
+        assert_eq!(value["settings"]["pairs"], 2);
+        assert!(value.get("latency_ms").is_none() && value.get("verdict").is_none());
+        assert!(value["machine"]["cores"].as_u64() > Some(0));
+    }
+
+    #[test]
+    fn the_table_indents_what_is_inside() {
+        let value = serde_json::json!({"a": {"bb": 1, "c": "x"}, "list": [{"d": 2}, "y"]});
+        assert_eq!(table(&value), "a\n  bb  1\n  c   x\nlist\n  d  2\n  y\n");
+    }
+}

@@ -1,0 +1,181 @@
+//! How fast, and is anything lost? Durable pairs, latency from send to delivery, and the history checker.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES};
+use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, parse_seconds};
+use crate::client::{Fleet, SUBPROTOCOL};
+use crate::clock;
+use crate::failure::Failure;
+use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
+
+/// For all clients together, and the share of each.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT_EACH: Duration = Duration::from_millis(5);
+/// For what is on its way at the end.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same after Ctrl-C.
+const SETTLE_TIMEOUT_INTERRUPTED: Duration = Duration::from_secs(3);
+
+/// What a chat run does.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    servers: ServerFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pairs: PairsFlags,
+    /// Measured time
+    #[arg(long, default_value = "10s", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// Load before the measured time
+    #[arg(long, default_value = "1s", value_parser = parse_seconds)]
+    warmup: Duration,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) output: OutputFlags,
+}
+
+/// Flags of the traffic between pairs.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(super) struct PairsFlags {
+    /// Pairs of clients; in each both write to the other
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub pairs: u32,
+    /// Messages a second, all pairs together; absent: each pair sends when a message arrives
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<u32>,
+    /// Without --rate: messages of a pair on their way, both directions together
+    #[arg(long, default_value_t = 8, conflicts_with = "rate",
+          value_parser = clap::value_parser!(u32).range(1..=128))]
+    in_flight: u32,
+    /// Length of a payload
+    #[arg(long, default_value_t = 200,
+          value_parser = clap::value_parser!(u32).range(STAMP_BYTES as i64..=65_536))]
+    payload_bytes: u32,
+    /// Bound on sends, and so on the log that is kept for the checker
+    #[arg(long, default_value_t = 2_000_000, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=50_000_000))]
+    messages_max: u32,
+}
+
+impl PairsFlags {
+    pub(super) fn clients(&self) -> usize {
+        self.pairs as usize * 2
+    }
+
+    pub(super) fn plan(&self, calm: bool, seed: u64) -> PairsPlan {
+        PairsPlan {
+            pairs: self.pairs as usize,
+            payload_bytes: self.payload_bytes as usize,
+            messages_max: self.messages_max as usize,
+            pacing: match self.rate {
+                Some(rate) => Pacing::Rate { per_second: rate.into() },
+                None => Pacing::Closed { in_flight: self.in_flight as usize },
+            },
+            calm,
+            seed,
+            run: clock::random_seed(),
+        }
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// [`Failure`] when there is nothing to report.
+pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
+    let clients = args.pairs.clients();
+    let seed = clock::random_seed();
+    let mut served = args.servers.serve(clients, |_| CLIENT_PATH, seed, stop)?;
+    let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
+    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(true, seed));
+    let mut report = Report::new("chat", args);
+    let mut progress = Progress::new();
+
+    let connecting = clock::now();
+    connect(&mut pairs, &mut fleet, stop)?;
+    let connected = clock::now();
+    report.connections = pairs.live;
+    let connecting_seconds = (connected - connecting).as_secs_f64();
+    report.connects_per_second = Some(rounded(clients as f64 / connecting_seconds));
+
+    let pids = served.pids.clone();
+    let mut drive = |pairs: &mut Pairs, until: Instant| loop {
+        let now = clock::now();
+        if now >= until || stop.is_asked() || pairs.is_full() {
+            return served.check_alive();
+        }
+        pairs.turn(&mut fleet, until)?;
+        progress.show(now, || {
+            format!("{} sent and acknowledged, {} delivered", pairs.accepted, pairs.delivered)
+        });
+    };
+    pairs.begin_sending(connected);
+    drive(&mut pairs, connected + args.warmup)?;
+    let before = CpuClocks::read(clock::now(), &pids);
+    let delivered_before = pairs.delivered;
+    pairs.latencies = Some(Latencies::new());
+    drive(&mut pairs, clock::now() + args.seconds)?;
+    let after = CpuClocks::read(clock::now(), &pids);
+    let latencies = pairs.latencies.take();
+    before.report_until(&after, pairs.delivered - delivered_before, &mut report);
+    report.latency_ms = latencies.and_then(|latencies| latencies.summary());
+    report.cut_short = cut_short(&pairs, stop);
+
+    let settle_timeout = settle_timeout(stop);
+    pairs.settle(&mut fleet, clock::now() + settle_timeout, |now, pairs| {
+        progress.show(now, || format!("settling, {} delivered", pairs.delivered));
+        served.check_alive()
+    })?;
+    Ok(finish(report, pairs))
+}
+
+/// Connects every client.
+pub(super) fn connect(pairs: &mut Pairs, fleet: &mut Fleet, stop: &Stop) -> Result<(), Failure> {
+    let began = clock::now();
+    let clients = pairs.clients();
+    let deadline = began + CONNECT_TIMEOUT + CONNECT_TIMEOUT_EACH * clients as u32;
+    while !pairs.is_connected() {
+        let now = clock::now();
+        if let Some(error) = &pairs.first_error {
+            return Err(Failure::Unreachable(error.clone()));
+        }
+        if now >= deadline || stop.is_asked() {
+            let live = pairs.live;
+            let waited = now - began;
+            return Err(Failure::Unreachable(format!(
+                "only {live} of {clients} clients were welcomed after {waited:.1?}"
+            )));
+        }
+        pairs.turn(fleet, deadline)?;
+    }
+    Ok(())
+}
+
+pub(super) fn cut_short(pairs: &Pairs, stop: &Stop) -> Option<String> {
+    if stop.is_asked() {
+        return Some("interrupted".to_owned());
+    }
+    pairs.is_full().then(|| "--messages-max was reached".to_owned())
+}
+
+pub(super) fn settle_timeout(stop: &Stop) -> Duration {
+    if stop.is_asked() { SETTLE_TIMEOUT_INTERRUPTED } else { SETTLE_TIMEOUT }
+}
+
+/// Puts the checker's verdict and the counters into the report.
+pub(super) fn finish(mut report: Report, pairs: Pairs) -> Outcome {
+    let verdict = pairs.verdict();
+    let is_good = verdict.is_clean() && pairs.errors == 0;
+    report.verdict = Some(verdict);
+    report.traffic = Some(pairs.traffic);
+    report.errors = pairs.errors;
+    report.first_error = pairs.first_error;
+    Outcome { report, is_good }
+}
