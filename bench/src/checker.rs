@@ -324,7 +324,9 @@ impl Check {
                 }
                 if message.first_sent > 0 && !message.accepted {
                     verdict.unanswered += 1;
-                    verdict.tell(format_args!("message {number} of client {sender} was never acknowledged"));
+                    verdict.tell(format_args!(
+                        "message {number} of client {sender} was never acknowledged"
+                    ));
                 }
             }
         }

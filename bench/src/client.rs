@@ -94,7 +94,10 @@ pub(crate) enum Ending {
     /// End of stream without a Close frame.
     Eof,
     /// The server closed, with this code (1005: none given).
-    Closed { code: u16, reason: String },
+    Closed {
+        code: u16,
+        reason: String,
+    },
     /// We closed and the server agreed, or the scenario dropped the socket.
     Ours,
 }

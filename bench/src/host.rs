@@ -32,7 +32,8 @@ impl Machine {
         };
         Self {
             cpu: or_unknown(value_of(&cpuinfo, "model name").unwrap_or_default()),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            // Not those that this process may use: the servers may use others.
+            cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
             kernel: or_unknown(&kernel),
             memory_mib: kib_of(&meminfo, "MemTotal").unwrap_or_default() / 1024,
             date: humantime::format_rfc3339_seconds(clock::wall()).to_string(),

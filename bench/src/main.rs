@@ -83,8 +83,10 @@ fn run(command: &Command) -> Result<bool, Failure> {
 
 /// The sentence of a clap error, which names the flag, without its hints.
 fn usage_sentence(error: &str) -> String {
-    let lines = error.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let said = lines.filter(|line| !line.is_empty() && !line.starts_with("tip:"));
+    let is_hint =
+        |line: &str| ["Usage:", "tip:", "For more"].iter().any(|hint| line.starts_with(hint));
+    let lines = error.lines().map(str::trim).take_while(|line| !is_hint(line));
+    let said = lines.filter(|line| !line.is_empty());
     let sentence = said.collect::<Vec<_>>().join(" ");
     format!("hawser-bench: {}", sentence.strip_prefix("error: ").unwrap_or(&sentence))
 }

@@ -21,6 +21,9 @@ use crate::target::Target;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at /healthz.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// For the kernel to let go of a killed server's listener.
+const ADDRESS_FREE_TIMEOUT: Duration = Duration::from_secs(5);
+const ADDRESS_FREE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// For one request to /healthz.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Shown of a log when its server died.
@@ -68,8 +71,7 @@ impl Servers {
         let mut taken = Vec::new();
         let mut port = || free_port(&mut random, &mut taken);
         let (listen, admin) = (port()?, port()?);
-        let mut edge = Server::new("hawser-edge", folder.path(), admin)?;
-        edge.flag("--listen", listen).flag("--admin", admin);
+        let mut edge = Server::new("hawser-edge", folder.path(), listen, admin)?;
         edge.flag("--connections-max", plan.connections_max);
         edge.command_line.push("--dev-auth".to_owned());
         if let Some(shards) = plan.shards {
@@ -81,8 +83,7 @@ impl Servers {
         let mut router = None;
         if plan.router {
             let (listen, admin) = (port()?, port()?);
-            let mut server = Server::new("hawser-router", folder.path(), admin)?;
-            server.flag("--listen", listen).flag("--admin", admin);
+            let mut server = Server::new("hawser-router", folder.path(), listen, admin)?;
             server.flag("--data-dir", folder.path().join("data").display());
             edge.flag("--router", listen);
             server.start()?;
@@ -125,13 +126,19 @@ pub(crate) struct Server {
     name: &'static str,
     program: PathBuf,
     command_line: Vec<String>,
+    listen: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
 }
 
 impl Server {
-    fn new(name: &'static str, folder: &Path, admin: SocketAddr) -> Result<Self, Failure> {
+    fn new(
+        name: &'static str,
+        folder: &Path,
+        listen: SocketAddr,
+        admin: SocketAddr,
+    ) -> Result<Self, Failure> {
         let program = std::env::current_exe()?.with_file_name(name);
         if !program.is_file() {
             let folder = program.parent().unwrap_or(Path::new(".")).display();
@@ -140,7 +147,10 @@ impl Server {
             )));
         }
         let log = folder.join(format!("{name}.log"));
-        Ok(Self { name, program, command_line: Vec::new(), admin, log, child: None })
+        let mut server =
+            Self { name, program, command_line: Vec::new(), listen, admin, log, child: None };
+        server.flag("--listen", listen).flag("--admin", admin);
+        Ok(server)
     }
 
     fn flag(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
@@ -173,6 +183,16 @@ impl Server {
             // Both fail only for a process that has ended, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// Waits until the address of a killed process can be listened on again, a few seconds at most.
+    ///
+    /// The kernel takes an io_uring down after its process is gone, and only then lets go of a listener in it.
+    pub(crate) fn wait_address_free(&self, stop: &Stop) {
+        let deadline = clock::now() + ADDRESS_FREE_TIMEOUT;
+        while TcpListener::bind(self.listen).is_err() && clock::now() < deadline {
+            stop.pause(ADDRESS_FREE_POLL_INTERVAL);
         }
     }
 
@@ -283,7 +303,8 @@ mod tests {
 
     #[test]
     fn a_missing_binary_is_told_by_name() {
-        let error = Server::new("hawser-nothing", Path::new("."), "127.0.0.1:1".parse().unwrap());
+        let address = "127.0.0.1:1".parse().unwrap();
+        let error = Server::new("hawser-nothing", Path::new("."), address, address);
         assert!(error.unwrap_err().to_string().starts_with("hawser-nothing is not in"));
     }
 }

@@ -3,9 +3,9 @@
 pub(crate) mod chat;
 pub(crate) mod crash;
 pub(crate) mod echo;
+mod hand;
 pub(crate) mod idle;
 pub(crate) mod listen;
-mod hand;
 mod pairs;
 pub(crate) mod send;
 
@@ -68,7 +68,10 @@ impl Stop {
             if left.is_zero() {
                 return;
             }
-            #[expect(clippy::disallowed_methods, reason = "waits for other processes, serves nobody")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "waits for other processes, serves nobody"
+            )]
             std::thread::sleep(left.min(TURN_MAX));
         }
     }
@@ -191,6 +194,11 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
         return Err("more than a day".to_owned());
     }
     Ok(duration)
+}
+
+/// Writes a duration into the report's settings, in seconds.
+fn as_seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(duration.as_secs_f64())
 }
 
 #[cfg(test)]

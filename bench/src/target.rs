@@ -32,9 +32,9 @@ impl FromStr for Target {
 
     /// Resolves the host name; the port is 80 unless given, the path `/`.
     fn from_str(url: &str) -> Result<Self, String> {
-        let rest = url
-            .strip_prefix("ws://")
-            .ok_or_else(|| format!("{url:?} is not a ws:// URL (such as ws://127.0.0.1:8080/ws)"))?;
+        let rest = url.strip_prefix("ws://").ok_or_else(|| {
+            format!("{url:?} is not a ws:// URL (such as ws://127.0.0.1:8080/ws)")
+        })?;
         let (host, path) = match rest.find(['/', '?']) {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn other_schemes_blanks_and_empty_hosts_are_refused() {
-        for url in ["http://127.0.0.1/", "127.0.0.1:80", "ws://127.0.0.1/a b", "ws://", "ws://:x/"] {
+        for url in ["http://127.0.0.1/", "127.0.0.1:80", "ws://127.0.0.1/a b", "ws://", "ws://:x/"]
+        {
             assert!(url.parse::<Target>().is_err(), "{url}");
         }
     }

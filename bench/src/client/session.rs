@@ -88,7 +88,9 @@ struct Unanswered {
 enum Submission {
     /// Not on this connection yet.
     Waiting,
-    InFlight { since: Instant },
+    InFlight {
+        since: Instant,
+    },
     Refused,
 }
 
@@ -96,19 +98,37 @@ enum Submission {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Note<'a> {
     /// Deliveries start after `cursor`; `before` was our own.
-    Welcomed { before: Option<u64>, cursor: u64, resumed: bool },
+    Welcomed {
+        before: Option<u64>,
+        cursor: u64,
+        resumed: bool,
+    },
     /// The send with this number is durable.
-    Accepted { number: u64, message_id: u64 },
+    Accepted {
+        number: u64,
+        message_id: u64,
+    },
     /// The send with this number was refused and will be repeated.
-    Refused { number: u64, error: Error<'a> },
+    Refused {
+        number: u64,
+        error: Error<'a>,
+    },
     /// The send with this number was refused for good and is forgotten.
-    Rejected { number: u64, error: Error<'a> },
+    Rejected {
+        number: u64,
+        error: Error<'a>,
+    },
     /// Next message of the inbox.
     Delivered(Deliver<'a>),
     /// A message that we have had.
-    Repeated { sequence: u64 },
+    Repeated {
+        sequence: u64,
+    },
     /// A message from behind a hole; it was dropped, and the server asked for what comes after the hole's start.
-    Hole { expected: u64, sequence: u64 },
+    Hole {
+        expected: u64,
+        sequence: u64,
+    },
     /// The server says that these sequences will never come.
     Gap(Gap),
     Receipt(Receipt<'a>),

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES};
-use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, parse_seconds};
+use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
 use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
 use crate::failure::Failure;
@@ -31,9 +31,11 @@ pub(crate) struct ChatArgs {
     pairs: PairsFlags,
     /// Measured time
     #[arg(long, default_value = "10s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     seconds: Duration,
     /// Load before the measured time
     #[arg(long, default_value = "1s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     warmup: Duration,
     #[command(flatten)]
     #[serde(skip)]

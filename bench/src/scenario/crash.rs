@@ -14,11 +14,11 @@ use serde::Serialize;
 
 use super::chat::{self, PairsFlags};
 use super::pairs::Pairs;
-use super::{CLIENT_PATH, Outcome, OutputFlags, Stop, parse_seconds};
+use super::{CLIENT_PATH, Outcome, OutputFlags, Stop, as_seconds, parse_seconds};
 use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
 use crate::failure::Failure;
-use crate::processes::{Plan, Server, Servers};
+use crate::processes::{Plan, Servers};
 use crate::report::{Killed, Progress, Report, rounded};
 
 /// Longest undisturbed time before a kill.
@@ -64,6 +64,7 @@ pub(crate) struct CrashArgs {
     shards: Option<u32>,
     /// The run ends after this time at the latest, with as many kills as it had
     #[arg(long, default_value = "30m", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     seconds_max: Duration,
     /// Where the servers' temporary folder is made; absent: the system's own place for such
     #[arg(long, value_name = "DIR")]
@@ -240,10 +241,12 @@ impl KillerRun {
         self.kills.store(self.killed(), Ordering::Relaxed);
         self.pause(PAUSE_BEFORE_START_MAX);
         if edge {
+            self.servers.edge.wait_address_free(&self.stop);
             self.servers.edge.start()?;
         }
-        if router {
-            self.servers.router.as_mut().map_or(Ok(()), Server::start)?;
+        if router && let Some(router) = &mut self.servers.router {
+            router.wait_address_free(&self.stop);
+            router.start()?;
         }
         Ok(())
     }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::{OPENING_MAX, Outcome, OutputFlags, ServerFlags, Stop, parse_seconds, turn_end};
+use super::{
+    OPENING_MAX, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds, turn_end,
+};
 use crate::client::{Ending, Fleet, Handler, Message, Outgoing};
 use crate::clock;
 use crate::failure::Failure;
@@ -43,9 +45,11 @@ pub(crate) struct EchoArgs {
     in_flight: u32,
     /// Measured time
     #[arg(long, default_value = "5s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     seconds: Duration,
     /// Load before the measured time
     #[arg(long, default_value = "1s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     warmup: Duration,
     #[command(flatten)]
     #[serde(skip)]

@@ -196,13 +196,7 @@ impl<E: Errand> Handler for Hand<E> {
         self.session.handle_open(now, out);
     }
 
-    fn handle_message(
-        &mut self,
-        now: Instant,
-        _: usize,
-        message: Message<'_>,
-        out: &mut Outgoing,
-    ) {
+    fn handle_message(&mut self, now: Instant, _: usize, message: Message<'_>, out: &mut Outgoing) {
         match self.session.handle_message(now, message.payload, out) {
             Ok(note) => self.handle_note(&note, out),
             Err(error) => {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::chat;
 use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES};
-use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, parse_seconds};
+use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
 use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
 use crate::failure::Failure;
@@ -26,6 +26,7 @@ pub(crate) struct IdleArgs {
     connections: u32,
     /// Time between the last connect and the reading
     #[arg(long, default_value = "5s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
     seconds: Duration,
     #[command(flatten)]
     #[serde(skip)]

@@ -57,7 +57,11 @@ impl Errand for Listening {
     fn handle_note(&mut self, note: &Note<'_>) -> Result<(), Failure> {
         match note {
             Note::Delivered(deliver) => {
-                let line = format!("{}: {}\n", printable(deliver.from.as_bytes()), printable(deliver.payload));
+                let line = format!(
+                    "{}: {}\n",
+                    printable(deliver.from.as_bytes()),
+                    printable(deliver.payload)
+                );
                 // Flushed before the acknowledgement goes out: a message that was not shown is not taken.
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush())?;

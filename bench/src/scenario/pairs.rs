@@ -145,7 +145,9 @@ impl Pairs {
 
     /// Everything sent has been answered and has arrived, as far as numbers tell.
     pub(super) fn is_settled(&self) -> bool {
-        self.clients.iter().all(|client| client.session.unanswered() == 0 && client.on_the_way() == 0)
+        self.clients
+            .iter()
+            .all(|client| client.session.unanswered() == 0 && client.on_the_way() == 0)
     }
 
     /// One turn: connects, sends what is due, waits for the sockets until `until` at the latest.
@@ -365,9 +367,9 @@ impl Pairs {
         let recipient = client as u32;
         let sequence = deliver.sequence;
         let read = self.read_payload(deliver.payload);
-        let Some((message, sent_at)) = read.filter(|(message, _)| {
-            deliver.from == &*self.clients[message.sender as usize].name
-        }) else {
+        let Some((message, sent_at)) = read
+            .filter(|(message, _)| deliver.from == &*self.clients[message.sender as usize].name)
+        else {
             return self.history.record(Entry::Foreign { recipient, sequence });
         };
         let message_id = deliver.message_id;

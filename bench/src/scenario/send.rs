@@ -2,6 +2,7 @@
 //!
 //! The message keeps its client message id over reconnects and restarts of edge and router, so it is stored once.
 
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &SendArgs, stop: &Stop) -> Result<(), Failure> {
     hand.session.send(now, args.to.as_str().into(), args.text.clone().into_bytes(), None);
     if hand.run(now + args.give_up_after, stop)? {
         let message_id = hand.errand.message_id.unwrap_or_default();
-        println!("stored as message {message_id}");
+        writeln!(io::stdout(), "stored as message {message_id}")?;
         return Ok(());
     }
     Err(Failure::Unreachable(if stop.is_asked() {
