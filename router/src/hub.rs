@@ -12,7 +12,7 @@
 //! stands in the log twice (its first append was answered with an error, and was there all the same) is
 //! found by its key, and counts once.
 //!
-//! [`sends`] holds messages on their way to the log, [`clients`] what else connections ask for, [`saving`]
+//! `sends` holds messages on their way to the log, `clients` what else connections ask for, `saving`
 //! cursors, checkpoints and what runs by the clock.
 
 mod clients;

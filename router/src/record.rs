@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
+use crate::limits;
 use crate::queue::{Offset, PartitionId};
 
 /// One entry of the log.
@@ -144,14 +145,43 @@ impl SendKey {
     /// The key of a send.
     #[must_use]
     pub fn new(seed: u64, from: &str, to: &str, client_message_id: &str) -> Self {
-        let mut text = Vec::with_capacity(from.len() + to.len() + client_message_id.len() + 2);
-        for part in [from, to] {
-            // The bounds on ids keep this one byte, and the lengths keep the parts apart.
-            text.push(part.len() as u8);
-            text.extend_from_slice(part.as_bytes());
+        // On the stack: this runs three times a message.
+        let mut text = ArrayText::default();
+        for part in [from, to, client_message_id] {
+            text.push(part);
         }
-        text.extend_from_slice(client_message_id.as_bytes());
-        Self(xxh3_128_with_seed(&text, seed).to_be_bytes())
+        Self(xxh3_128_with_seed(text.as_bytes(), seed).to_be_bytes())
+    }
+}
+
+/// Parts with their lengths between them, so that two lists of parts never look alike.
+struct ArrayText {
+    bytes: [u8; Self::BYTES_MAX],
+    length: usize,
+}
+
+impl ArrayText {
+    const BYTES_MAX: usize = 2 * limits::USER_BYTES_MAX + limits::CLIENT_MESSAGE_ID_BYTES_MAX + 3;
+
+    /// Adds a part. One that is over its bound, which nothing that was accepted is, is cut.
+    fn push(&mut self, part: &str) {
+        let room = Self::BYTES_MAX.saturating_sub(self.length + 1);
+        let part = &part.as_bytes()[..part.len().min(room)];
+        if let Some(place) = self.bytes.get_mut(self.length..=self.length + part.len()) {
+            place[0] = part.len() as u8;
+            place[1..].copy_from_slice(part);
+            self.length += 1 + part.len();
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Default for ArrayText {
+    fn default() -> Self {
+        Self { bytes: [0; Self::BYTES_MAX], length: 0 }
     }
 }
 
@@ -181,6 +211,9 @@ mod tests {
         assert_ne!(key("ab", "c", "1"), key("a", "bc", "1"));
         assert_ne!(key("a", "b", "c1"), key("a", "bc", "1"));
         assert_ne!(key("a", "b", "1"), SendKey::new(8, "a", "b", "1"));
+        let long = "x".repeat(64);
+        let (one, other) = (format!("{}1", &long[1..]), format!("{}2", &long[1..]));
+        assert_ne!(key(&long, &long, &one), key(&long, &long, &other));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The embedded engine: raft-engine, many logs in one file sequence. See `ENGINES.md` for the choice.
 //!
 //! A partition is a Raft group of its own number plus one, a record an entry whose index is the offset.
-//! raft-engine panics where a sync fails; `files` and [`guarded`] turn that into an error, after which the
+//! raft-engine panics where a sync fails; `files` and `guarded` turn that into an error, after which the
 //! caller opens the engine again. It forgets where an emptied group ended, so the last record of a
 //! partition is never trimmed.
 
