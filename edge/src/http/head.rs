@@ -1,390 +1,422 @@
-//! Request head to decision: upgrade, refuse, or wait for more.
+//! Request head to upgrade or refusal (RFC 9112 sections 2 to 5, RFC 6455 section 4.2.1).
+//!
+//! Reads in two steps: [`find_end`] looks at each byte once, as it comes, for the empty line and for
+//! what already cannot become a head; httparse then parses the whole head, once.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use httparse::{EMPTY_HEADER, Header, Request, Status};
-use sha1::{Digest as _, Sha1};
+use std::mem::MaybeUninit;
 
-use super::{HEAD_BYTES_MAX, HEADERS_MAX, Refusal};
+use super::upgrade::AcceptKey;
+use super::{
+    HEAD_BYTES_MAX, HEADERS_MAX, REQUEST_LINE_BYTES_MAX, Refusal, Route, Subprotocol, Upgrade,
+};
 
-/// Where WebSockets are spoken.
-#[derive(Debug, Clone)]
+/// Which paths are served.
+#[derive(Clone, Debug)]
 pub struct Routes {
-    /// The client protocol.
+    /// Where clients connect.
     pub client_path: String,
-    /// Every message is given back.
+    /// Where every data message is given back; `None`: nowhere.
     pub echo_path: Option<String>,
 }
 
-/// The client protocol's two forms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subprotocol {
-    /// `hawser.v1.proto`
-    Proto,
-    /// `hawser.v1.json`
-    Json,
-}
-
-impl Subprotocol {
-    /// As in Sec-WebSocket-Protocol.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Proto => "hawser.v1.proto",
-            Self::Json => "hawser.v1.json",
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        [Self::Proto, Self::Json].into_iter().find(|subprotocol| subprotocol.name() == name)
-    }
-}
-
-/// Which service was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// The client protocol, in this form.
-    Client(Subprotocol),
-    /// The echo, under a subprotocol that the client offered, or none.
-    Echo(Option<Subprotocol>),
-}
-
-/// A request that is to be upgraded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upgrade {
-    /// Where the head ends and frames begin.
-    pub head_bytes: usize,
-    /// Which service.
-    pub route: Route,
-    /// Value of Sec-WebSocket-Accept (RFC 6455 section 4.2.2).
-    accept: [u8; 28],
-}
-
-/// What to do with the bytes so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What has arrived amounts to this.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Wait for more.
+    /// Not a whole head yet: call again with more.
     Incomplete,
-    /// Answer with [`write_upgrade`].
+    /// A request that is to be answered with `write_upgrade`.
     Upgrade(Upgrade),
-    /// Answer with [`Refusal::write`] and close.
+    /// A request that is to be answered with [`Refusal::write`]; then close.
     Refused(Refusal),
 }
 
-/// Reads the request head from all bytes collected so far, of which the first `scanned` were looked at before.
+/// Reads a request head from `input`, everything that has arrived so far, of which the first `scanned`
+/// bytes were given before.
 ///
-/// Parses only when the head's end has come or it is too long, so a client that sends a byte at a time costs
-/// one look at each byte.
+/// Looks at each byte once, and parses once, when the end has come: a head that arrives byte by byte
+/// costs little more than one in a piece. What cannot become a head is refused as soon as that shows. How
+/// the bytes were cut makes no difference. Looks at no more than [`HEAD_BYTES_MAX`] bytes.
 #[must_use]
 pub fn read_head(input: &[u8], scanned: usize, routes: &Routes) -> Outcome {
-    let from = scanned.saturating_sub(3);
-    let end = input.get(from..).and_then(find_end).map(|at| from + at);
-    match end {
-        Some(end) if end <= HEAD_BYTES_MAX => match read_whole(&input[..end], routes) {
-            Ok(upgrade) => Outcome::Upgrade(upgrade),
-            Err(refusal) => Outcome::Refused(refusal),
-        },
-        None if input.len() <= HEAD_BYTES_MAX && looks_like_http(input) => Outcome::Incomplete,
-        None if input.len() <= HEAD_BYTES_MAX => Outcome::Refused(malformed()),
-        Some(_) | None => {
-            Outcome::Refused(Refusal::new(431, "the request head is longer than 16 KiB"))
-        }
+    let read = find_end(input, scanned).and_then(|end| match end {
+        Some(end) => parse(&input[..end], routes).map(Some),
+        None => Ok(None),
+    });
+    match read {
+        Ok(Some(upgrade)) => Outcome::Upgrade(upgrade),
+        Ok(None) => Outcome::Incomplete,
+        Err(refusal) => Outcome::Refused(refusal),
     }
 }
 
-/// Writes the answer that ends the handshake (RFC 6455 section 4.2.2).
-pub fn write_upgrade(out: &mut Vec<u8>, upgrade: &Upgrade) {
-    out.extend_from_slice(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Accept: ",
-    );
-    out.extend_from_slice(&upgrade.accept);
-    let subprotocol = match upgrade.route {
-        Route::Client(subprotocol) => Some(subprotocol),
-        Route::Echo(subprotocol) => subprotocol,
+/// Looks for the empty line that ends the head, from `scanned` on, and returns where the head ends.
+fn find_end(input: &[u8], scanned: usize) -> Result<Option<usize>, Refusal> {
+    let leading_bytes = leading_bytes(input);
+    let line_end_max = leading_bytes + REQUEST_LINE_BYTES_MAX + "\r".len();
+    for (at, &byte) in input.iter().enumerate().take(HEAD_BYTES_MAX).skip(scanned) {
+        match byte {
+            b'\n' if input[..at].ends_with(b"\r\n\r") => return Ok(Some(at + 1)),
+            // A lone line feed may be taken for a line end (RFC 9112 section 2.2). No client sends it,
+            // and two readers that differ on it can be played against each other.
+            b'\n' if !input[..at].ends_with(b"\r") => return Err(Refusal::MALFORMED),
+            b'\n' | b'\r' | b'\t' | b' '..=b'~' | 0x80.. => {}
+            _control => return Err(Refusal::MALFORMED),
+        }
+        if at == line_end_max && !input[leading_bytes..=at].contains(&b'\n') {
+            return Err(Refusal::REQUEST_LINE_TOO_LONG);
+        }
+    }
+    if input.len() >= HEAD_BYTES_MAX { Err(Refusal::HEAD_TOO_LONG) } else { Ok(None) }
+}
+
+/// One empty line before the request is passed over (RFC 9112 section 2.2).
+fn leading_bytes(head: &[u8]) -> usize {
+    if head.starts_with(b"\r\n") { 2 } else { 0 }
+}
+
+/// Parses a whole head and judges the request.
+fn parse(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut headers) {
+        Ok(httparse::Status::Complete(end)) if end == head.len() => {}
+        Ok(_) => return Err(Refusal::MALFORMED),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TOO_MANY_HEADERS),
+        Err(httparse::Error::Version) => return parse_other_version(head, routes),
+        Err(_) => return Err(Refusal::MALFORMED),
+    }
+    let (Some(method), Some(target), Some(version)) =
+        (request.method, request.path, request.version)
+    else {
+        return Err(Refusal::MALFORMED);
     };
-    if let Some(subprotocol) = subprotocol {
-        out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
-        out.extend_from_slice(subprotocol.name().as_bytes());
+    if version == 0 {
+        return Err(Refusal::VERSION);
     }
-    out.extend_from_slice(b"\r\n\r\n");
+    let fields = Fields::gather(request.headers)?;
+    if method == "HEAD" {
+        return Err(Refusal::METHOD_HEAD);
+    }
+    let (path, query) = split_target(target);
+    let (route, accept) = fields.judge(method, path, routes)?;
+
+    let target_end = leading_bytes(head) + method.len() + " ".len() + target.len();
+    let query = target_end - query.len()..target_end;
+    Ok(Upgrade { head_bytes: head.len(), accept, route, query })
 }
 
-fn malformed() -> Refusal {
-    Refusal::new(400, "not an HTTP/1.1 request head")
-}
-
-/// Index behind the empty line.
-fn find_end(input: &[u8]) -> Option<usize> {
-    input.windows(4).position(|bytes| bytes == b"\r\n\r\n").map(|at| at + 4)
-}
-
-/// Whether the first bytes can begin a request: what speaks TLS or something else by mistake is told at once
-/// instead of after the deadline.
-fn looks_like_http(input: &[u8]) -> bool {
-    input
-        .iter()
-        .take(8)
-        .take_while(|byte| **byte != b' ')
-        .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
-}
-
-fn read_whole(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
-    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
-    let mut request = Request::new(&mut headers);
-    match request.parse(head) {
-        Ok(Status::Complete(bytes)) if bytes == head.len() => {}
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refusal::new(431, "more than 64 header lines"));
+/// A version that httparse does not know: HTTP/1.2 and up are read as 1.1 (RFC 9110 section 2.5).
+#[cold]
+fn parse_other_version(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
+    let start = leading_bytes(head);
+    let line_bytes = head[start..].iter().position(|&byte| byte == b'\r');
+    let line_end = start + line_bytes.ok_or(Refusal::MALFORMED)?;
+    let mut words = head[start..line_end].split(|&byte| byte == b' ');
+    match (words.nth(2), words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']), None) => {
+            let mut head = head.to_vec();
+            head[line_end - 1] = b'1';
+            parse(&head, routes)
         }
-        Err(httparse::Error::Version) => return Err(Refusal::new(505, "HTTP/1.1 is spoken here")),
-        Ok(_) | Err(_) => return Err(malformed()),
+        (Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
+            Err(Refusal::VERSION)
+        }
+        _ => Err(Refusal::MALFORMED),
     }
-    if request.version != Some(1) {
-        return Err(Refusal::new(505, "HTTP/1.1 is spoken here"));
-    }
-    let target = request.path.unwrap_or_default();
-    let path = target.split_once('?').map_or(target, |(path, _query)| path);
-    let echo = routes.echo_path.as_deref() == Some(path);
-    if !echo && path != routes.client_path {
-        return Err(Refusal::new(404, "there is nothing at this path"));
-    }
-    if request.method != Some("GET") {
-        return Err(Refusal::method());
-    }
-    let fields = Fields(request.headers);
-    fields.only("host")?.ok_or(Refusal::new(400, "the Host header is missing"))?;
-    if fields.all("transfer-encoding").next().is_some()
-        || fields.only("content-length")?.is_some_and(|length| length != "0")
-    {
-        return Err(Refusal::new(400, "a request that upgrades has no body"));
-    }
-    if !fields.lists("upgrade", "websocket") || !fields.lists("connection", "upgrade") {
-        return Err(Refusal::upgrade_required());
-    }
-    if fields.only("sec-websocket-version")? != Some("13") {
-        return Err(Refusal::version());
-    }
-    let key = fields.only("sec-websocket-key")?.unwrap_or_default();
-    if key.len() != 24 || BASE64.decode(key).ok().is_none_or(|bytes| bytes.len() != 16) {
-        return Err(Refusal::new(400, "Sec-WebSocket-Key has to be 16 bytes in base64"));
-    }
-    let offered = fields.items("sec-websocket-protocol").find_map(Subprotocol::from_name);
-    let route = if echo {
-        Route::Echo(offered)
-    } else {
-        Route::Client(offered.ok_or(Refusal::new(
-            400,
-            "Sec-WebSocket-Protocol has to offer hawser.v1.proto or hawser.v1.json",
-        ))?)
+}
+
+/// Splits a request target into path and query (RFC 9112 sections 3.2.1 and 3.2.2: a server has to
+/// take the absolute form, too).
+fn split_target(target: &str) -> (&str, &str) {
+    let path_and_query = match target.split_once("://") {
+        Some((_scheme, rest)) if !target.starts_with('/') => {
+            rest.find(['/', '?']).map_or("", |at| &rest[at..])
+        }
+        _ => target,
     };
-    Ok(Upgrade { head_bytes: head.len(), route, accept: accept(key) })
+    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+    (if path.is_empty() { "/" } else { path }, query)
 }
 
-/// RFC 6455 section 4.2.2, step 5.4.
-fn accept(key: &str) -> [u8; 28] {
-    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-    let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
-    let mut accept = [0; 28];
-    let written = BASE64.encode_slice(digest, &mut accept);
-    debug_assert_eq!(written, Ok(28));
-    accept
+/// What the headers say, as far as it matters here.
+#[derive(Default)]
+struct Fields<'a> {
+    upgrade_websocket: bool,
+    connection_upgrade: bool,
+    version: Once<'a>,
+    key: Once<'a>,
+    /// The first one offered that we speak.
+    subprotocol: Option<Subprotocol>,
+    has_body: bool,
 }
 
-struct Fields<'h>(&'h [Header<'h>]);
+/// A header that is to come once.
+#[derive(Clone, Copy, Default)]
+enum Once<'a> {
+    #[default]
+    Missing,
+    Value(&'a [u8]),
+    Repeated,
+}
 
-impl<'h> Fields<'h> {
-    /// Values of every line of this name; one that is not text cannot be what we look for.
-    fn all(&self, name: &'static str) -> impl Iterator<Item = &'h str> + use<'h> {
-        let headers = self.0;
-        headers
-            .iter()
-            .filter(move |header| header.name.eq_ignore_ascii_case(name))
-            .map(|header| std::str::from_utf8(header.value).unwrap_or("\u{fffd}").trim())
+impl<'a> Once<'a> {
+    fn add(&mut self, value: &'a [u8]) {
+        *self = match self {
+            Self::Missing => Self::Value(value),
+            Self::Value(_) | Self::Repeated => Self::Repeated,
+        };
     }
+}
 
-    /// The value of a line that may stand once.
-    fn only(&self, name: &'static str) -> Result<Option<&'h str>, Refusal> {
-        let mut all = self.all(name);
-        let first = all.next();
-        if all.next().is_some() {
-            return Err(Refusal::new(400, "a header that may stand once stands twice"));
+impl<'a> Fields<'a> {
+    /// Takes what matters from the header lines; refuses what RFC 9112 wants refused on any path.
+    fn gather(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
+        let mut fields = Self::default();
+        let mut host = Once::Missing;
+        for header in headers {
+            let value = header.value.trim_ascii();
+            let named = |name: &str| header.name.eq_ignore_ascii_case(name);
+            if named("Host") {
+                host.add(value);
+            } else if named("Upgrade") {
+                fields.upgrade_websocket |= lists(value, b"websocket");
+            } else if named("Connection") {
+                fields.connection_upgrade |= lists(value, b"upgrade");
+            } else if named("Sec-WebSocket-Key") {
+                fields.key.add(value);
+            } else if named("Sec-WebSocket-Version") {
+                fields.version.add(value);
+            } else if named("Sec-WebSocket-Protocol") {
+                let offered = || items(value).find_map(Subprotocol::from_name);
+                fields.subprotocol = fields.subprotocol.or_else(offered);
+            } else if named("Transfer-Encoding") {
+                fields.has_body = true;
+            } else if named("Content-Length") {
+                fields.has_body |= value != b"0";
+            }
         }
-        Ok(first)
+        match host {
+            Once::Value(host) if is_host(host) => Ok(fields),
+            Once::Value(_) | Once::Missing | Once::Repeated => Err(Refusal::HOST),
+        }
     }
 
-    /// The items of a list, over all lines of this name (RFC 9110 section 5.6.1).
-    fn items(&self, name: &'static str) -> impl Iterator<Item = &'h str> + use<'h> {
-        self.all(name)
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
+    /// The checks of RFC 6455 section 4.2.1, and ours, in the order in which a person would want to
+    /// hear of them.
+    fn judge(
+        &self,
+        method: &str,
+        path: &str,
+        routes: &Routes,
+    ) -> Result<(Route, AcceptKey), Refusal> {
+        let is_client = path == routes.client_path;
+        if !is_client && routes.echo_path.as_deref() != Some(path) {
+            return Err(Refusal::PATH);
+        }
+        if method != "GET" {
+            return Err(Refusal::METHOD);
+        }
+        if self.has_body {
+            return Err(Refusal::BODY);
+        }
+        if !(self.upgrade_websocket && self.connection_upgrade) {
+            return Err(Refusal::UPGRADE);
+        }
+        if !matches!(self.version, Once::Value(b"13")) {
+            return Err(Refusal::WEBSOCKET_VERSION);
+        }
+        let accept = match self.key {
+            Once::Value(key) => AcceptKey::answering(key).ok_or(Refusal::KEY)?,
+            Once::Missing | Once::Repeated => return Err(Refusal::KEY),
+        };
+        let route = match (is_client, self.subprotocol) {
+            (true, Some(subprotocol)) => Route::Client(subprotocol),
+            (true, None) => return Err(Refusal::SUBPROTOCOL),
+            (false, subprotocol) => Route::Echo(subprotocol),
+        };
+        Ok((route, accept))
     }
+}
 
-    fn lists(&self, name: &'static str, token: &str) -> bool {
-        self.items(name).any(|item| item.eq_ignore_ascii_case(token))
-    }
+/// The items of a comma-separated list (RFC 9110 section 5.6.1).
+fn items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+}
+
+fn lists(list: &[u8], token: &[u8]) -> bool {
+    items(list).any(|item| item.eq_ignore_ascii_case(token))
+}
+
+/// Rough form of `uri-host [":" port]` (RFC 9110 section 7.2): what would end a host is not in it.
+fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@\\,\"<>^`{|}".contains(byte))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &[&str] = &[
-        "GET /ws?token=x HTTP/1.1",
-        "Host: edge.example",
-        "Upgrade: WebSocket",
-        "Connection: keep-alive, Upgrade",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Protocol: chat, hawser.v1.json",
-        "Sec-WebSocket-Protocol: hawser.v1.proto",
-    ];
+    /// The request of RFC 6455 section 1.3, offering our subprotocols.
+    const GOOD: &str = "GET /ws?token=t HTTP/1.1\r\n\
+        Host: server.example.com\r\n\
+        Upgrade: websocket\r\n\
+        Connection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Origin: http://example.com\r\n\
+        Sec-WebSocket-Protocol: chat, hawser.v1.json, hawser.v1.proto\r\n\
+        Sec-WebSocket-Version: 13\r\n\r\n";
 
     fn routes() -> Routes {
         Routes { client_path: "/ws".into(), echo_path: Some("/echo".into()) }
     }
 
-    fn head(lines: &[&str]) -> Vec<u8> {
-        (lines.join("\r\n") + "\r\n\r\n").into_bytes()
+    /// Reads in a piece and byte by byte, which has to come to the same.
+    fn read(input: &[u8]) -> Outcome {
+        let whole = read_head(input, 0, &routes());
+        let single = (1..=input.len())
+            .map(|end| read_head(&input[..end], end - 1, &routes()))
+            .find(|outcome| *outcome != Outcome::Incomplete);
+        assert_eq!(single.unwrap_or(Outcome::Incomplete), whole, "byte by byte");
+        whole
     }
 
-    /// The good head with the line that starts like `line` replaced, or `line` added.
-    fn with(line: &str) -> Vec<u8> {
-        let name = line.split_once([':', ' ']).map_or(line, |(name, _)| name);
-        let mut lines: Vec<&str> = GOOD.iter().copied().filter(|l| !l.starts_with(name)).collect();
-        if name == "GET" || !GOOD[0].starts_with(name) && line.contains(" HTTP/") {
-            lines.retain(|l| !l.contains(" HTTP/"));
-            lines.insert(0, line);
-        } else {
-            lines.push(line);
+    fn upgrade(head: &str) -> Upgrade {
+        let outcome = read(head.as_bytes());
+        let Outcome::Upgrade(upgrade) = outcome else { panic!("{outcome:?} for {head}") };
+        upgrade
+    }
+
+    fn refusal(head: &str) -> Refusal {
+        let outcome = read(head.as_bytes());
+        let Outcome::Refused(refusal) = outcome else { panic!("{outcome:?} for {head}") };
+        refusal
+    }
+
+    /// The good request with one place of it changed.
+    fn with(old: &str, new: &str) -> String {
+        assert!(GOOD.contains(old), "{old}");
+        GOOD.replacen(old, new, 1)
+    }
+
+    #[test]
+    fn the_request_of_section_1_3_is_upgraded() {
+        let upgrade = upgrade(GOOD);
+        assert_eq!(Some(upgrade.accept), AcceptKey::answering(b"dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(upgrade.head_bytes, GOOD.len());
+        assert_eq!(&GOOD[upgrade.query], "token=t");
+        assert_eq!(upgrade.route, Route::Client(Subprotocol::Json));
+    }
+
+    #[test]
+    fn a_head_is_incomplete_at_every_cut_and_leaves_the_frames_behind_it() {
+        for cut in 0..GOOD.len() {
+            assert_eq!(read(&GOOD.as_bytes()[..cut]), Outcome::Incomplete, "cut at {cut}");
         }
-        head(&lines)
+        let followed = [GOOD.as_bytes(), b"\x81\x85\0\0\0\0\r\n\r\n"].concat();
+        let Outcome::Upgrade(upgrade) = read(&followed) else { panic!() };
+        assert_eq!(upgrade.head_bytes, GOOD.len());
     }
 
-    fn without(name: &str) -> Vec<u8> {
-        head(&GOOD.iter().copied().filter(|l| !l.starts_with(name)).collect::<Vec<_>>())
+    #[test]
+    fn tokens_are_found_in_any_case_in_lists_and_over_several_lines() {
+        upgrade(&with("Upgrade: websocket", "uPGRADE:\th2c ,WebSocket"));
+        upgrade(&with("Connection: Upgrade", "Connection: keep-alive\r\nconnection: ,, UPGRADE ,"));
+        let lines = "Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: hawser.v1.proto";
+        let head = with("Sec-WebSocket-Protocol: chat, hawser.v1.json, hawser.v1.proto", lines);
+        assert_eq!(upgrade(&head).route, Route::Client(Subprotocol::Proto));
     }
 
-    fn status(head: &[u8]) -> u16 {
-        match read_head(head, 0, &routes()) {
-            Outcome::Refused(refusal) => refusal.status,
-            Outcome::Upgrade(_) => 101,
-            Outcome::Incomplete => 0,
+    #[test]
+    fn every_form_of_target_and_minor_version_is_taken() {
+        let absolute = with("/ws?token=t", "HTTP://server.example.com/ws?token=t://x");
+        assert_eq!(&absolute[upgrade(&absolute).query], "token=t://x");
+        let none = with("?token=t", "");
+        assert_eq!(&none[upgrade(&none).query], "");
+        let newer = with("HTTP/1.1", "HTTP/1.7");
+        assert_eq!(&newer[upgrade(&newer).query], "token=t");
+        let late = ["\r\n", GOOD].concat();
+        assert_eq!(&late[upgrade(&late).query], "token=t");
+        upgrade(&with("Origin: http://example.com", "Content-Length: 0"));
+    }
+
+    #[test]
+    fn the_echo_path_needs_no_subprotocol_and_exists_only_when_named() {
+        let echo = with("/ws?token=t", "/echo");
+        assert_eq!(upgrade(&echo).route, Route::Echo(Some(Subprotocol::Json)));
+        let plain = echo.replace("hawser", "other");
+        assert_eq!(upgrade(&plain).route, Route::Echo(None));
+        let no_echo = Routes { echo_path: None, ..routes() };
+        let outcome = read_head(plain.as_bytes(), 0, &no_echo);
+        assert_eq!(outcome, Outcome::Refused(Refusal::PATH));
+    }
+
+    #[test]
+    fn every_fault_has_its_refusal() {
+        let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+        let version = "Sec-WebSocket-Version: 13";
+        let host = "Host: server.example.com\r\n";
+        let cases = [
+            (with("GET /ws?token=t HTTP/1.1", "GET /ws"), Refusal::MALFORMED),
+            (with("GET /ws?token=t HTTP/1.1", "GET /w s HTTP/1.1"), Refusal::MALFORMED),
+            (with("GET", "G(T"), Refusal::MALFORMED),
+            (with("Upgrade: ", "Upgrade : "), Refusal::MALFORMED),
+            (with("Origin: ", "Origin "), Refusal::MALFORMED),
+            (with("Origin: ", " Origin: "), Refusal::MALFORMED),
+            (with("HTTP/1.1\r\n", "HTTP/1.1\n"), Refusal::MALFORMED),
+            (with("example", "exa\0mple"), Refusal::MALFORMED),
+            (with("example", "exa\rmple"), Refusal::MALFORMED),
+            ("\r\n\r\n".to_owned(), Refusal::MALFORMED),
+            ("\x16\x03\x01\x02".to_owned(), Refusal::MALFORMED),
+            (with("HTTP/1.1", "HTTP/1.x"), Refusal::MALFORMED),
+            (with("HTTP/1.1", "HTTP/1.0"), Refusal::VERSION),
+            (with("HTTP/1.1", "HTTP/2.0"), Refusal::VERSION),
+            (with(host, ""), Refusal::HOST),
+            (with(host, &host.repeat(2)), Refusal::HOST),
+            (with("server.example.com", "server, other"), Refusal::HOST),
+            (with("/ws", "/"), Refusal::PATH),
+            (with("/ws", "/ws/"), Refusal::PATH),
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), Refusal::PATH),
+            (with("GET", "POST"), Refusal::METHOD),
+            (with("GET", "HEAD"), Refusal::METHOD_HEAD),
+            (with("Origin: http://example.com", "Content-Length: 5"), Refusal::BODY),
+            (with("Origin: http://example.com", "Transfer-Encoding: chunked"), Refusal::BODY),
+            (with("Upgrade: websocket", "Upgrade: websockets"), Refusal::UPGRADE),
+            (with("Connection: Upgrade", "Connection: keep-alive"), Refusal::UPGRADE),
+            ("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), Refusal::UPGRADE),
+            (with(version, "Sec-WebSocket-Version: 8"), Refusal::WEBSOCKET_VERSION),
+            (with(version, "X: 13"), Refusal::WEBSOCKET_VERSION),
+            (with(version, &[version, "\r\n", version].concat()), Refusal::WEBSOCKET_VERSION),
+            (with(key, "X: y"), Refusal::KEY),
+            (with(key, &[key, "\r\n", key].concat()), Refusal::KEY),
+            (with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j"), Refusal::KEY),
+            (with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAA"), Refusal::KEY),
+            (with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25*ZQ=="), Refusal::KEY),
+            (with("hawser.v1.json, hawser.v1.proto", "hawser.v2.json"), Refusal::SUBPROTOCOL),
+            (with("Sec-WebSocket-Protocol", "X"), Refusal::SUBPROTOCOL),
+        ];
+        for (head, expected) in cases {
+            assert_eq!(refusal(&head), expected, "{head}");
         }
     }
 
     #[test]
-    fn the_accept_value_of_section_1_3_comes_out() {
-        assert_eq!(&accept("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    }
+    fn each_length_is_taken_at_its_bound_and_refused_past_it() {
+        let line_bytes = GOOD.find('\r').unwrap();
+        let path = |more: usize| with("token=t", &"t".repeat("token=t".len() + more));
+        let room = REQUEST_LINE_BYTES_MAX - line_bytes;
+        upgrade(&path(room));
+        assert_eq!(refusal(&path(room + 1)), Refusal::REQUEST_LINE_TOO_LONG);
+        assert_eq!(refusal(&"G".repeat(HEAD_BYTES_MAX)), Refusal::REQUEST_LINE_TOO_LONG);
 
-    #[test]
-    fn a_good_head_upgrades_wherever_it_is_cut_and_what_follows_is_left() {
-        let mut input = head(GOOD);
-        let head_bytes = input.len();
-        input.extend_from_slice(b"frames");
-        for cut in 0..head_bytes {
-            assert_eq!(read_head(&input[..cut], 0, &routes()), Outcome::Incomplete, "cut at {cut}");
-            let Outcome::Upgrade(upgrade) = read_head(&input, cut, &routes()) else {
-                panic!("{cut}")
-            };
-            assert_eq!(upgrade.head_bytes, head_bytes);
-            assert_eq!(upgrade.route, Route::Client(Subprotocol::Json));
-        }
-    }
+        let origin =
+            |more: usize| with("example.com\r\nSec", &format!("{:e<1$}\r\nSec", "e", more));
+        let room = HEAD_BYTES_MAX - origin(0).len();
+        upgrade(&origin(room));
+        assert_eq!(refusal(&origin(room + 2)), Refusal::HEAD_TOO_LONG);
 
-    #[test]
-    fn the_answer_names_the_chosen_subprotocol() {
-        let Outcome::Upgrade(upgrade) = read_head(&head(GOOD), 0, &routes()) else { panic!() };
-        let mut out = Vec::new();
-        write_upgrade(&mut out, &upgrade);
-        assert_eq!(
-            std::str::from_utf8(&out).unwrap(),
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
-             Sec-WebSocket-Protocol: hawser.v1.json\r\n\r\n"
-        );
-    }
-
-    #[test]
-    fn the_echo_asks_for_no_subprotocol() {
-        let lines: Vec<&str> = GOOD[1..6].to_vec();
-        let lines: Vec<&str> = std::iter::once("GET /echo HTTP/1.1").chain(lines).collect();
-        let Outcome::Upgrade(upgrade) = read_head(&head(&lines), 0, &routes()) else { panic!() };
-        assert_eq!(upgrade.route, Route::Echo(None));
-    }
-
-    #[test]
-    fn every_fault_has_its_status() {
-        for (bytes, expected) in [
-            (with("GET /nowhere HTTP/1.1"), 404),
-            (with("GET / HTTP/1.1"), 404),
-            (with("POST /ws HTTP/1.1"), 405),
-            (with("GET /ws HTTP/1.0"), 505),
-            (with("GET /ws HTTP/2.0"), 505),
-            (with("GET  /ws  HTTP/1.1"), 400),
-            (with("GET /ws"), 400),
-            (without("Host"), 400),
-            (with("Content-Length: 5"), 400),
-            (with("Transfer-Encoding: chunked"), 400),
-            (with("Content-Length: 0"), 101),
-            (without("Upgrade"), 426),
-            (with("Upgrade: h2c"), 426),
-            (without("Connection"), 426),
-            (with("Connection: close"), 426),
-            (without("Sec-WebSocket-Version"), 426),
-            (with("Sec-WebSocket-Version: 8"), 426),
-            (without("Sec-WebSocket-Key"), 400),
-            (with("Sec-WebSocket-Key: c2hvcnQ="), 400),
-            (with("Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!!!"), 400),
-            (without("Sec-WebSocket-Protocol"), 400),
-            (with("Sec-WebSocket-Protocol: chat"), 400),
-            (with("Bad Header: x"), 400),
-            (b"\x16\x03\x01\x02\x00\x01\x00".to_vec(), 400),
-            (b"\r\n\r\n".to_vec(), 400),
-        ] {
-            assert_eq!(status(&bytes), expected, "{}", String::from_utf8_lossy(&bytes));
-        }
-        for twice in ["Host: other", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="] {
-            let lines: Vec<&str> = GOOD.iter().copied().chain([twice]).collect();
-            assert_eq!(status(&head(&lines)), 400, "{twice}");
-        }
-    }
-
-    #[test]
-    fn heads_that_do_not_end_or_hold_too_much_are_431() {
-        let many: Vec<String> = (0..70).map(|n| format!("X-{n}: y")).collect();
-        let lines: Vec<&str> =
-            GOOD.iter().copied().chain(many.iter().map(String::as_str)).collect();
-        assert_eq!(status(&head(&lines)), 431);
-        let mut endless = b"GET /ws HTTP/1.1\r\nX: ".to_vec();
-        endless.resize(HEAD_BYTES_MAX, b'a');
-        assert_eq!(status(&endless), 0);
-        endless.push(b'a');
-        assert_eq!(status(&endless), 431);
-        endless.extend_from_slice(b"\r\n\r\n");
-        assert_eq!(status(&endless), 431);
-    }
-
-    #[test]
-    fn refusals_are_whole_answers_with_the_header_that_their_status_asks_for() {
-        for (refusal, header) in [
-            (Refusal::method(), "Allow: GET\r\n"),
-            (Refusal::version(), "Sec-WebSocket-Version: 13\r\n"),
-            (Refusal::upgrade_required(), "Upgrade: websocket\r\n"),
-            (Refusal::overloaded(), "Retry-After: 5\r\n"),
-        ] {
-            let mut out = Vec::new();
-            refusal.write(&mut out);
-            let answer = String::from_utf8(out).unwrap();
-            assert!(answer.starts_with(&format!("HTTP/1.1 {} ", refusal.status)), "{answer}");
-            assert!(
-                answer.contains(header) && answer.contains("Connection: close\r\n"),
-                "{answer}"
-            );
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("Content-Length: {}", body.len())), "{answer}");
-        }
+        let headers =
+            |more: usize| with("Origin: ", &["X: y\r\n".repeat(more), "Origin: ".into()].concat());
+        upgrade(&headers(HEADERS_MAX - 7));
+        assert_eq!(refusal(&headers(HEADERS_MAX - 6)), Refusal::TOO_MANY_HEADERS);
     }
 }

@@ -1,56 +1,67 @@
-//! A whole HTTP answer that is not an upgrade, with the sentence that says why.
+//! Why a request is not upgraded, and the whole HTTP answer that says so.
 
-/// An answer after which the connection closes.
+/// An answer after which the connection closes: one constant a fault, with the status and the header line
+/// that HTTP asks for, and a sentence for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     /// Status code (RFC 9110 section 15).
     pub status: u16,
-    /// Header line that the status asks for, with its line end; may be empty.
-    header: &'static str,
-    /// For people.
+    /// Header lines that the status asks for, with their line ends; may be empty.
+    headers: &'static str,
+    /// The body; empty where there may be none.
     sentence: &'static str,
 }
 
 impl Refusal {
-    /// An answer without a header of its own.
-    #[must_use]
-    pub const fn new(status: u16, sentence: &'static str) -> Self {
-        Self { status, header: "", sentence }
-    }
+    /// The head breaks the grammar of RFC 9112.
+    pub const MALFORMED: Self = Self::new(400, "this is not a well-formed HTTP/1.1 request head");
+    /// HTTP/1.0, which cannot upgrade (RFC 6455 section 4.1), or a major version other than 1.
+    pub const VERSION: Self = Self::new(505, "HTTP/1.1 is spoken here");
+    /// The request line is over `REQUEST_LINE_BYTES_MAX` (RFC 9112 section 3: 414).
+    pub const REQUEST_LINE_TOO_LONG: Self = Self::new(414, "the request line is longer than 8 KiB");
+    /// The head is over `HEAD_BYTES_MAX`.
+    pub const HEAD_TOO_LONG: Self = Self::new(431, "the request head is longer than 16 KiB");
+    /// There are more than `HEADERS_MAX` header lines.
+    pub const TOO_MANY_HEADERS: Self = Self::new(431, "the request has more than 64 header lines");
+    /// No Host, several, or one that is no host (RFC 9112 section 3.2).
+    pub const HOST: Self =
+        Self::new(400, "a request has exactly one Host header, with a host in it");
+    /// Nothing is served at the path.
+    pub const PATH: Self = Self::new(404, "there is nothing at this path");
+    /// The path is served, the method is not GET.
+    pub const METHOD: Self =
+        Self { headers: "Allow: GET\r\n", ..Self::new(405, "only GET is answered here") };
+    /// The method is HEAD, whose answer has no body (RFC 9110 section 9.3.2).
+    pub const METHOD_HEAD: Self = Self { sentence: "", ..Self::METHOD };
+    /// The request announces a body.
+    pub const BODY: Self = Self::new(400, "a request that upgrades has no body");
+    /// The request asks for no upgrade to WebSocket.
+    pub const UPGRADE: Self = Self {
+        headers: "Upgrade: websocket\r\n",
+        ..Self::new(426, "this path speaks WebSocket: ask for it with Upgrade and Connection")
+    };
+    /// Not exactly one `Sec-WebSocket-Version`, or another than 13 (RFC 6455 section 4.4).
+    pub const WEBSOCKET_VERSION: Self = Self {
+        headers: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        ..Self::new(426, "Sec-WebSocket-Version has to be 13")
+    };
+    /// Not exactly one `Sec-WebSocket-Key` of 16 bytes.
+    pub const KEY: Self =
+        Self::new(400, "a request has exactly one Sec-WebSocket-Key, 16 bytes in base64");
+    /// The client path, and none of our subprotocols is offered.
+    pub const SUBPROTOCOL: Self =
+        Self::new(400, "Sec-WebSocket-Protocol has to offer hawser.v1.proto or hawser.v1.json");
 
-    /// 405: only GET upgrades.
-    #[must_use]
-    pub const fn method() -> Self {
-        Self { status: 405, header: "Allow: GET\r\n", sentence: "only GET is answered here" }
-    }
-
-    /// 426 because the request asks for no upgrade (RFC 9110 section 15.5.22).
-    #[must_use]
-    pub const fn upgrade_required() -> Self {
-        Self {
-            status: 426,
-            header: "Upgrade: websocket\r\n",
-            sentence: "this path speaks WebSocket: ask for it with Upgrade: websocket",
-        }
-    }
-
-    /// 426 because the request asks for another version (RFC 6455 section 4.4).
-    #[must_use]
-    pub const fn version() -> Self {
-        Self {
-            status: 426,
-            header: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-            sentence: "Sec-WebSocket-Version has to be 13",
-        }
+    const fn new(status: u16, sentence: &'static str) -> Self {
+        Self { status, headers: "", sentence }
     }
 
     /// 503: no room for one more connection.
     #[must_use]
     pub const fn overloaded() -> Self {
         Self {
-            status: 503,
-            header: "Retry-After: 5\r\n",
-            sentence: "this server holds as many connections as it may",
+            headers: "Retry-After: 5\r\n",
+            ..Self::new(503, "this server holds as many connections as it may")
         }
     }
 
@@ -60,27 +71,74 @@ impl Refusal {
         Self::new(408, "the request head did not come in time")
     }
 
-    /// Writes the answer at the end of `out`.
+    /// Appends the whole answer. Send it, then close.
     pub fn write(&self, out: &mut Vec<u8>) {
-        use std::io::Write as _;
-        let Self { status, header, sentence } = self;
-        let reason = match status {
-            400 => "Bad Request",
-            404 => "Not Found",
-            405 => "Method Not Allowed",
-            408 => "Request Timeout",
-            426 => "Upgrade Required",
-            431 => "Request Header Fields Too Large",
-            503 => "Service Unavailable",
-            505 => "HTTP Version Not Supported",
-            _ => "Error",
-        };
-        // A Vec takes everything.
-        let _ = write!(
-            out,
-            "HTTP/1.1 {status} {reason}\r\nConnection: close\r\n{header}\
-             Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n{sentence}\n",
-            sentence.len() + 1,
+        let Self { status, headers, sentence } = self;
+        let line_end = if sentence.is_empty() { "" } else { "\n" };
+        // An Upgrade header has to be named in Connection (RFC 9110 section 7.8).
+        let connection = if headers.contains("Upgrade: ") { "close, Upgrade" } else { "close" };
+        let answer = format!(
+            "HTTP/1.1 {status} {phrase}\r\nConnection: {connection}\r\n{headers}\
+             Content-Type: text/plain; charset=utf-8\r\nContent-Length: {body_bytes}\r\n\r\n\
+             {sentence}{line_end}",
+            phrase = phrase(*status),
+            body_bytes = sentence.len() + line_end.len(),
         );
+        out.extend_from_slice(answer.as_bytes());
+    }
+}
+
+const fn phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(refusal: Refusal) -> String {
+        let mut out = Vec::new();
+        refusal.write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_complete_and_closes() {
+        let expected = "HTTP/1.1 404 Not Found\r\n\
+             Connection: close\r\n\
+             Content-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: 30\r\n\r\n\
+             there is nothing at this path\n";
+        assert_eq!(answer(Refusal::PATH), expected);
+    }
+
+    #[test]
+    fn each_status_brings_the_headers_it_has_to() {
+        for (refusal, lines) in [
+            (Refusal::METHOD, &["Allow: GET", "Connection: close"][..]),
+            (Refusal::METHOD_HEAD, &["Allow: GET", "Content-Length: 0"]),
+            (Refusal::UPGRADE, &["Upgrade: websocket", "Connection: close, Upgrade"]),
+            (Refusal::WEBSOCKET_VERSION, &["Sec-WebSocket-Version: 13", "Upgrade: websocket"]),
+            (Refusal::overloaded(), &["Retry-After: 5"]),
+            (Refusal::timed_out(), &["HTTP/1.1 408 Request Timeout"]),
+        ] {
+            let answer = answer(refusal);
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let length = format!("Content-Length: {}", body.len());
+            for line in lines.iter().chain([&length.as_str()]) {
+                assert!(head.split("\r\n").any(|found| found == *line), "{line} in {answer}");
+            }
+        }
     }
 }

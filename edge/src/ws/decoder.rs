@@ -1,78 +1,54 @@
-//! Received bytes to messages: framing, fragmentation, unmasking, UTF-8 (RFC 6455 sections 5 and 8.1).
+//! Received bytes to messages (RFC 6455 sections 5 and 8.1).
+//!
+//! A frame that lies whole in the input is unmasked where it lies and lent out: no copy, no
+//! allocation. Everything else, a frame cut by the end of a receive or a message in fragments, is
+//! collected in a `Partial` that comes from a [`Pool`] and returns to it when the message is dealt with.
 //!
 //! ```text
-//!   between frames ──whole frame in the input──► lent in place ──► between frames
-//!         │ cut
-//!         ▼
-//!   Partial: header bytes ─► payload bytes ─► control frame, or message when FIN has come
+//!           whole frame: lent in place
+//!            ┌────┐
+//!            ▼    │     cut, or not FIN      ┌──────┐ more bytes, fragments,
+//!         ┌──────────┐ ───────────────────► ┌────────────┐ control frames between
+//!         │   idle   │                      │ collecting │ ◄──┘
+//!         └──────────┘ ◄─────────────────── └────────────┘
+//!                       message complete
 //! ```
-//!
-//! A frame that came whole is unmasked where it lies and lent out: no copy, no memory. Everything else is
-//! gathered in a boxed [`Partial`], which is borrowed from the shard's [`Pool`] for as long as a message is cut.
-
-use simdutf8::compat::from_utf8;
 
 use super::error::ProtocolError;
-use super::frame::{
-    CONTROL_PAYLOAD_BYTES_MAX, HEADER_BYTES_MAX, Header, Opcode, Role, read_header,
-};
+use super::frame::{Header, Opcode, Role, read_header};
 use super::mask::unmask;
+pub use super::partial::Pool;
+use super::partial::{Complete, Kind, Partial};
 
-/// Partial states kept for reuse.
-const POOL_PARTIALS_MAX: usize = 256;
-/// A partial whose buffer grew past this is freed instead of kept.
-const POOL_PAYLOAD_BYTES_MAX: usize = 128 * 1024;
-
-/// What is decoded, and how much of it.
-#[derive(Debug, Clone, Copy)]
+/// What a decoder needs to know of its connection; the same for all connections of a listener.
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Which side we are: it decides whether masks are required or forbidden.
+    /// Which end we are: a server wants masked frames, a client unmasked ones.
     pub role: Role,
-    /// Longest message, in bytes, over all its fragments.
+    /// Longest message, in bytes over all its fragments. A longer one is refused at the header that
+    /// announces it.
     pub message_bytes_max: usize,
 }
 
-/// What came. Payloads are unmasked, text is UTF-8.
+/// One thing that the peer said.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item<'a> {
-    /// A whole data message.
+    /// A whole message; text is UTF-8.
     Message {
-        /// Text, or binary.
+        /// Sent as text, not as binary.
         text: bool,
-        /// Lent until the next call.
+        /// Its bytes, unmasked. The receiver may change them.
         payload: &'a mut [u8],
     },
-    /// Answer it with a Pong of the same payload.
+    /// To be answered with a Pong of the same bytes, at most 125.
     Ping(&'a [u8]),
-    /// Nothing to do.
+    /// Answer to a Ping of ours, or a sign of life.
     Pong(&'a [u8]),
-    /// The peer closes: code and reason, or neither. Nothing after it is decoded.
+    /// The peer's last frame: code and reason when it gave any. Stop calling the decoder.
     Close(Option<(u16, &'a str)>),
 }
 
-/// Partial states of one shard that are not in use. At most [`POOL_PARTIALS_MAX`] of them.
-#[derive(Debug, Default)]
-pub struct Pool {
-    #[expect(clippy::vec_box, reason = "a connection holds the box: 8 bytes while it has none")]
-    free: Vec<Box<Partial>>,
-}
-
-impl Pool {
-    fn take(&mut self) -> Box<Partial> {
-        self.free.pop().unwrap_or_default()
-    }
-
-    fn give(&mut self, mut partial: Box<Partial>) {
-        if self.free.len() < POOL_PARTIALS_MAX
-            && partial.payload.capacity() <= POOL_PAYLOAD_BYTES_MAX
-        {
-            partial.reset();
-            self.free.push(partial);
-        }
-    }
-}
-
-/// See the module. 8 bytes while no message is cut.
+/// One connection's framing state. Idle, between two messages, it is one empty word.
 #[derive(Debug, Default)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
@@ -80,94 +56,18 @@ pub struct Decoder {
 
 const _: () = assert!(size_of::<Decoder>() == 8);
 
-#[derive(Debug, Default)]
-struct Partial {
-    /// Bytes of a header that is not all there.
-    header: [u8; HEADER_BYTES_MAX],
-    header_bytes: usize,
-    /// The frame whose payload is coming.
-    frame: Option<Frame>,
-    /// The message that its fragments make: whether it is text; `None` between messages.
-    message_text: Option<bool>,
-    /// Payload of that message so far, unmasked.
-    payload: Vec<u8>,
-    /// How much of `payload` is known to be UTF-8.
-    valid_bytes: usize,
-    /// Payload of a control frame, which may come between fragments.
-    control: Vec<u8>,
-    /// The payload was lent out and is to be forgotten.
-    lent: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    header: Header,
-    received_bytes: usize,
-}
-
-impl Partial {
-    fn reset(&mut self) {
-        self.header_bytes = 0;
-        self.frame = None;
-        self.message_text = None;
-        self.payload.clear();
-        self.valid_bytes = 0;
-        self.control.clear();
-        self.lent = false;
-    }
-
-    fn is_idle(&self) -> bool {
-        self.header_bytes == 0 && self.frame.is_none() && self.message_text.is_none()
-    }
-
-    /// Checks a data frame's header against the message it belongs to, and opens the message.
-    fn open_frame(&mut self, header: Header, settings: &Settings) -> Result<(), ProtocolError> {
-        match header.opcode {
-            Opcode::Text | Opcode::Binary if self.message_text.is_some() => {
-                return Err(ProtocolError::ContinuationMissing);
-            }
-            Opcode::Text | Opcode::Binary => {
-                self.message_text = Some(header.opcode == Opcode::Text);
-                self.payload.clear();
-                self.valid_bytes = 0;
-            }
-            Opcode::Continuation if self.message_text.is_none() => {
-                return Err(ProtocolError::ContinuationUnexpected);
-            }
-            Opcode::Continuation => {}
-            Opcode::Close | Opcode::Ping | Opcode::Pong => self.control.clear(),
-        }
-        if !header.opcode.is_control() {
-            check_size(self.payload.len(), header.payload_bytes, settings)?;
-        }
-        self.frame = Some(Frame { header, received_bytes: 0 });
-        Ok(())
-    }
-
-    /// Text is checked as it arrives: a code point may be cut by a border, nothing else may be wrong.
-    fn check_text(&mut self, whole: bool) -> Result<(), ProtocolError> {
-        if self.message_text != Some(true) {
-            return Ok(());
-        }
-        let unchecked = self.payload.get(self.valid_bytes..).unwrap_or_default();
-        match from_utf8(unchecked) {
-            Ok(_) => self.valid_bytes = self.payload.len(),
-            Err(error) if error.error_len().is_some() || whole => {
-                return Err(ProtocolError::TextNotUtf8);
-            }
-            Err(error) => self.valid_bytes += error.valid_up_to(),
-        }
-        Ok(())
-    }
-}
-
 impl Decoder {
-    /// Takes from the front of `input`; returns how many bytes were taken (at least one unless `input` is
-    /// empty) and what they made. The caller goes on with `input[taken..]` until nothing is left; `None` with
-    /// bytes left over means just that.
+    /// Decodes from the front of `input`: returns how many bytes it took, and what they made.
+    ///
+    /// The caller goes on with `&mut input[taken..]` until that is empty, then calls
+    /// [`settle`](Self::settle). `None` means that all of `input` is taken and more is awaited; nothing
+    /// of it needs to be kept. What was taken is overwritten by unmasking. Allocates only when a message
+    /// is cut or fragmented and `pool` has no box with room; memory grows with the bytes that arrived,
+    /// not with announced lengths. How bytes are cut into inputs makes no difference to items and errors.
     ///
     /// # Errors
-    /// The peer's fault; nothing more can be decoded then.
+    ///
+    /// The peer's fault. As after a Close, the connection's framing is over then: do not call again.
     #[inline]
     pub fn next<'a>(
         &'a mut self,
@@ -175,320 +75,357 @@ impl Decoder {
         settings: &Settings,
         pool: &mut Pool,
     ) -> Result<(usize, Option<Item<'a>>), ProtocolError> {
+        // First, so that one cut message does not send the whole frames behind it the long way.
+        self.settle(pool);
         if self.partial.is_none()
             && let Some((header, header_bytes)) = read_header(input)?
-            && header.fin
-            && header.opcode != Opcode::Continuation
         {
-            check_mask(&header, settings.role)?;
-            if !header.opcode.is_control() {
-                check_size(0, header.payload_bytes, settings)?;
-            }
-            // On 64 bits; what does not fit is longer than any input.
-            let end = usize::try_from(header.payload_bytes)
-                .ok()
-                .and_then(|bytes| header_bytes.checked_add(bytes));
-            if let Some(end) = end
-                && end <= input.len()
-            {
-                let payload = &mut input[header_bytes..end];
+            check_header(settings, &header, None)?;
+            let arrived_bytes = input.len() - header_bytes;
+            if header.fin && header.payload_bytes <= arrived_bytes as u64 {
+                let taken = header_bytes + header.payload_bytes as usize;
+                let payload = &mut input[header_bytes..taken];
                 if let Some(key) = header.mask {
                     unmask(payload, key, 0);
                 }
-                return Ok((end, Some(item(header.opcode, payload)?)));
+                return Ok((taken, Some(whole_frame(header.opcode, payload)?)));
             }
         }
         if input.is_empty() {
             return Ok((0, None));
         }
-        self.next_partial(input, settings, pool)
+        self.collect(input, settings, pool)
     }
 
-    /// Gives the partial state back to the pool when no message is cut. To be called after the last
-    /// [`Self::next`] of an input; before that the last item may still be lent from it.
+    /// Gives memory that is no longer needed back to `pool`. To be called when an input is used up: an
+    /// idle connection owns none. (Before that the last item may still be lent from it.)
+    #[inline]
     pub fn settle(&mut self, pool: &mut Pool) {
         if let Some(partial) = self.partial.take_if(|partial| partial.is_idle()) {
-            pool.give(partial);
+            pool.give_back(partial);
         }
     }
 
-    fn next_partial<'a>(
+    #[inline(never)]
+    fn collect<'a>(
         &'a mut self,
-        input: &'a mut [u8],
+        input: &mut [u8],
         settings: &Settings,
         pool: &mut Pool,
     ) -> Result<(usize, Option<Item<'a>>), ProtocolError> {
         let partial = self.partial.get_or_insert_with(|| pool.take());
-        if std::mem::take(&mut partial.lent) {
-            partial.payload.clear();
-            partial.valid_bytes = 0;
-        }
-        let mut taken = 0;
-        if partial.frame.is_none() {
-            let before = partial.header_bytes;
-            let room = HEADER_BYTES_MAX - before;
-            let more = room.min(input.len());
-            partial.header[before..before + more].copy_from_slice(&input[..more]);
-            let Some((header, header_bytes)) = read_header(&partial.header[..before + more])?
-            else {
-                partial.header_bytes = before + more;
-                return Ok((more, None));
-            };
-            check_mask(&header, settings.role)?;
-            taken = header_bytes - before;
-            partial.header_bytes = 0;
-            partial.open_frame(header, settings)?;
-        }
-        let Some(frame) = &mut partial.frame else { return Ok((taken, None)) };
-        let Frame { header, received_bytes } = *frame;
-        let missing = header.payload_bytes - received_bytes as u64;
-        let more =
-            usize::try_from(missing).map_or(input.len() - taken, |m| m.min(input.len() - taken));
-        let arrived = &mut input[taken..taken + more];
-        if let Some(key) = header.mask {
-            unmask(arrived, key, received_bytes % 4);
-        }
-        taken += more;
-        frame.received_bytes += more;
-        let whole_frame = frame.received_bytes as u64 == header.payload_bytes;
-        let is_control = header.opcode.is_control();
-        let gathered = if is_control { &mut partial.control } else { &mut partial.payload };
-        gathered.extend_from_slice(arrived);
-        if whole_frame {
-            partial.frame = None;
-        }
-        if is_control {
-            let Some(partial) = self.partial.as_deref_mut().filter(|_| whole_frame) else {
-                return Ok((taken, None));
-            };
-            return Ok((taken, Some(item(header.opcode, &mut partial.control)?)));
-        }
-        let whole_message = whole_frame && header.fin;
-        partial.check_text(whole_message)?;
-        if !whole_message {
-            return Ok((taken, None));
-        }
-        partial.lent = true;
-        let text = partial.message_text.take().unwrap_or_default();
-        let payload = match self.partial.as_deref_mut() {
-            Some(partial) => partial.payload.as_mut_slice(),
-            None => &mut [],
+        let (taken, complete) = partial.collect(input, |header, open_message_bytes| {
+            check_header(settings, header, open_message_bytes)
+        })?;
+        let item = match complete {
+            Some(Complete::Message(kind)) => {
+                Some(Item::Message { text: kind == Kind::Text, payload: partial.payload_mut() })
+            }
+            Some(Complete::Control(opcode, payload_bytes)) => {
+                Some(whole_frame(opcode, partial.control_mut(payload_bytes))?)
+            }
+            None => None,
         };
-        Ok((taken, Some(Item::Message { text, payload })))
+        Ok((taken, item))
     }
 }
 
-fn check_mask(header: &Header, role: Role) -> Result<(), ProtocolError> {
-    match (role, header.mask) {
-        (Role::Server, None) => Err(ProtocolError::MaskMissing),
-        (Role::Client, Some(_)) => Err(ProtocolError::MaskForbidden),
-        (Role::Server, Some(_)) | (Role::Client, None) => Ok(()),
-    }
-}
-
-/// Refuses a message by what its headers announce, before the bytes arrive.
-fn check_size(before: usize, more: u64, settings: &Settings) -> Result<(), ProtocolError> {
-    let room = settings.message_bytes_max.saturating_sub(before) as u64;
-    if more > room { Err(ProtocolError::MessageTooBig) } else { Ok(()) }
-}
-
-/// A whole payload as an item.
+/// Checks a header against the connection; `open_message_bytes` is what has arrived of a message in
+/// fragments.
 #[inline]
-fn item(opcode: Opcode, payload: &mut [u8]) -> Result<Item<'_>, ProtocolError> {
+fn check_header(
+    settings: &Settings,
+    header: &Header,
+    open_message_bytes: Option<usize>,
+) -> Result<(), ProtocolError> {
+    match (settings.role, header.mask) {
+        (Role::Server, Some(_)) | (Role::Client, None) => {}
+        (Role::Server, None) => return Err(ProtocolError::MaskMissing),
+        (Role::Client, Some(_)) => return Err(ProtocolError::MaskForbidden),
+    }
+    let open_message_bytes = match (header.opcode, open_message_bytes) {
+        (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
+        (Opcode::Text | Opcode::Binary, None) => 0,
+        (Opcode::Continuation, Some(bytes)) => bytes as u64,
+        (Opcode::Text | Opcode::Binary, Some(_)) => return Err(ProtocolError::ContinuationMissing),
+        (Opcode::Continuation, None) => return Err(ProtocolError::ContinuationUnexpected),
+    };
+    // No overflow: an announced length is below 2^63, and what has arrived fits memory.
+    if open_message_bytes + header.payload_bytes > settings.message_bytes_max as u64 {
+        return Err(ProtocolError::MessageTooBig);
+    }
+    Ok(())
+}
+
+/// What a whole frame with an unmasked payload says.
+#[inline]
+fn whole_frame(opcode: Opcode, payload: &mut [u8]) -> Result<Item<'_>, ProtocolError> {
     match opcode {
-        Opcode::Binary | Opcode::Continuation => Ok(Item::Message { text: false, payload }),
-        Opcode::Text => {
-            from_utf8(payload).map_err(|_| ProtocolError::TextNotUtf8)?;
-            Ok(Item::Message { text: true, payload })
-        }
+        Opcode::Binary => Ok(Item::Message { text: false, payload }),
+        Opcode::Text => match simdutf8::basic::from_utf8(payload) {
+            Ok(_) => Ok(Item::Message { text: true, payload }),
+            Err(_) => Err(ProtocolError::TextNotUtf8),
+        },
         Opcode::Ping => Ok(Item::Ping(payload)),
         Opcode::Pong => Ok(Item::Pong(payload)),
-        Opcode::Close => close(payload).map(Item::Close),
+        Opcode::Close => read_close(payload).map(Item::Close),
+        Opcode::Continuation => Err(ProtocolError::ContinuationUnexpected),
     }
 }
 
-fn close(payload: &[u8]) -> Result<Option<(u16, &str)>, ProtocolError> {
-    let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        return if payload.is_empty() {
-            Ok(None)
-        } else {
-            Err(ProtocolError::ClosePayloadTooShort)
-        };
+/// Reads the payload of a Close frame (RFC 6455 section 5.5.1).
+fn read_close(payload: &[u8]) -> Result<Option<(u16, &str)>, ProtocolError> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    let Some((code, reason)) = payload.split_first_chunk() else {
+        return Err(ProtocolError::ClosePayloadTooShort);
     };
     let code = u16::from_be_bytes(*code);
-    // RFC 6455 section 7.4 with the IANA registry: 1004 to 1006 and 1015 never go over the wire.
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+    if !may_be_sent(code) {
         return Err(ProtocolError::CloseCodeInvalid);
     }
-    let reason = from_utf8(reason).map_err(|_| ProtocolError::CloseReasonNotUtf8)?;
+    let reason = str::from_utf8(reason).map_err(|_| ProtocolError::CloseReasonNotUtf8)?;
     Ok(Some((code, reason)))
 }
 
-const _: () = assert!(CONTROL_PAYLOAD_BYTES_MAX < u16::MAX as usize);
+/// Close codes that may stand in a frame (RFC 6455 section 7.4 and the IANA registry: 1004 is
+/// reserved, 1005, 1006 and 1015 are for reporting only, 3000 and up are free to use).
+const fn may_be_sent(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::super::encoder::write_masked_message;
     use super::*;
 
-    const SETTINGS: Settings = Settings { role: Role::Server, message_bytes_max: 70_000 };
+    const SERVER: Settings = Settings { role: Role::Server, message_bytes_max: 1 << 20 };
+    const CLIENT: Settings = Settings { role: Role::Client, message_bytes_max: 1 << 20 };
 
-    /// What a decoder makes of an input that arrives in these pieces, as text.
-    fn decode(role: Role, pieces: &[&[u8]]) -> Vec<String> {
-        let settings = Settings { role, ..SETTINGS };
+    /// "Hello", masked, in one frame (RFC 6455 section 5.7).
+    const HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
+
+    /// Feeds one input after the other to a fresh decoder; items in the form of `Debug`, then the
+    /// error if there was one.
+    fn decode(settings: &Settings, inputs: &[&[u8]]) -> Vec<String> {
         let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
-        let mut items = Vec::new();
-        for piece in pieces {
-            let mut input = piece.to_vec();
-            let mut at = 0;
-            while at < input.len() {
-                match decoder.next(&mut input[at..], &settings, &mut pool) {
-                    Ok((taken, item)) => {
-                        assert!(taken > 0);
-                        at += taken;
-                        items.extend(item.map(|item| format!("{item:?}")));
-                    }
-                    Err(error) => {
-                        items.push(format!("{error:?}"));
-                        return items;
-                    }
+        let mut said = Vec::new();
+        for input in inputs {
+            if let Err(error) = feed(&mut decoder, settings, &mut pool, input, &mut said) {
+                said.push(format!("{error:?}"));
+                break;
+            }
+        }
+        said
+    }
+
+    fn feed(
+        decoder: &mut Decoder,
+        settings: &Settings,
+        pool: &mut Pool,
+        input: &[u8],
+        said: &mut Vec<String>,
+    ) -> Result<(), ProtocolError> {
+        let mut input = input.to_vec();
+        let mut rest = input.as_mut_slice();
+        while !rest.is_empty() {
+            let (taken, item) = decoder.next(rest, settings, pool)?;
+            match item {
+                Some(Item::Message { text: true, payload }) => {
+                    said.push(String::from_utf8(payload.to_vec()).unwrap());
                 }
+                item => said.extend(item.map(|item| format!("{item:?}"))),
             }
-            decoder.settle(&mut pool);
+            rest = &mut rest[taken..];
         }
-        items
+        decoder.settle(pool);
+        Ok(())
     }
 
-    fn message(text: bool, payload: &str) -> String {
-        let mut payload = payload.as_bytes().to_vec();
-        format!("{:?}", Item::Message { text, payload: &mut payload })
-    }
-
-    #[test]
-    fn examples_of_section_5_7_decode_wherever_they_are_cut() {
-        let masked_hello: &[u8] =
-            &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-        let hello: &[u8] = &[0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
-        let fragments: &[u8] = &[0x01, 0x03, 0x48, 0x65, 0x6c, 0x80, 0x02, 0x6c, 0x6f];
-        let ping: &[u8] = &[0x89, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
-        let masked_pong: &[u8] =
-            &[0x8a, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-        let mut long = vec![0x82, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0];
-        long.resize(10 + 65_536, b'x');
-        let pinged = format!("{:?}", Item::Ping(b"Hello"));
-        let ponged = format!("{:?}", Item::Pong(b"Hello"));
-        for (role, bytes, expected) in [
-            (Role::Server, masked_hello, message(true, "Hello")),
-            (Role::Client, hello, message(true, "Hello")),
-            (Role::Client, fragments, message(true, "Hello")),
-            (Role::Client, ping, pinged),
-            (Role::Server, masked_pong, ponged),
-            (Role::Client, &long, message(false, &"x".repeat(65_536))),
-        ] {
-            for cut in (0..=bytes.len()).filter(|cut| *cut < 20 || cut % 997 == 0) {
-                let pieces = [&bytes[..cut], &bytes[cut..]];
-                assert_eq!(decode(role, &pieces), [expected.as_str()], "cut at {cut}");
-            }
+    fn assert_wherever_cut(settings: &Settings, bytes: &[u8], expected: &[&str]) {
+        for cut in 0..=bytes.len() {
+            let (left, right) = bytes.split_at(cut);
+            assert_eq!(decode(settings, &[left, right]), expected, "cut at {cut}");
         }
-    }
-
-    #[test]
-    fn control_frames_between_fragments_are_told_at_once() {
-        let bytes =
-            [0x01, 0x01, b'a', 0x89, 0x01, b'p', 0x00, 0x01, b'b', 0x8a, 0x00, 0x80, 0x01, b'c'];
-        let expected = [
-            format!("{:?}", Item::Ping(b"p")),
-            format!("{:?}", Item::Pong(b"")),
-            message(true, "abc"),
-        ];
-        assert_eq!(decode(Role::Client, &[&bytes]), expected);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
-        assert_eq!(decode(Role::Client, &single), expected);
+        assert_eq!(decode(settings, &single), expected, "byte by byte");
     }
 
-    #[test]
-    fn what_breaks_the_protocol_is_named() {
-        for (bytes, error) in [
-            (&[0x80u8, 0x00][..], "ContinuationUnexpected"),
-            (&[0x01, 0x00, 0x81, 0x00], "ContinuationMissing"),
-            (&[0x82, 0x80, 0, 0, 0, 0], "MaskForbidden"),
-            (&[0x88, 0x01, 0x03], "ClosePayloadTooShort"),
-            (&[0x88, 0x02, 0x03, 0xed], "CloseCodeInvalid"),
-            (&[0x88, 0x02, 0x03, 0xe7], "CloseCodeInvalid"),
-            (&[0x88, 0x03, 0x03, 0xe8, 0xff], "CloseReasonNotUtf8"),
-            (&[0x81, 0x01, 0xff], "TextNotUtf8"),
-            (&[0x81, 0x01, 0xc3], "TextNotUtf8"),
-            (&[0x82, 0x7f, 0, 0, 0, 0, 0, 2, 0, 0], "MessageTooBig"),
-        ] {
-            assert_eq!(decode(Role::Client, &[bytes]), [error], "{bytes:?}");
-        }
-        assert_eq!(decode(Role::Server, &[&[0x81, 0x00]]), ["MaskMissing"]);
-    }
-
-    #[test]
-    fn bad_text_fails_at_its_first_bad_byte_and_a_cut_code_point_does_not() {
-        // Of a text frame of 100 bytes only three have come; the third cannot follow.
-        assert_eq!(decode(Role::Client, &[&[0x81, 100, 0xce, 0xba], &[0xff]]), ["TextNotUtf8"]);
-        let cut = [0x01, 0x01, 0xce, 0x80, 0x01, 0xba];
-        assert_eq!(decode(Role::Client, &[&cut]), [message(true, "κ")]);
-        // A surrogate is wrong as soon as its second byte is there.
-        assert_eq!(decode(Role::Client, &[&[0x01, 0x02, 0xed, 0xa0]]), ["TextNotUtf8"]);
-    }
-
-    #[test]
-    fn fragments_are_too_big_together_before_the_last_has_come() {
-        let mut bytes = vec![0x02, 0x7e, 0xff, 0xff];
-        bytes.resize(4 + 65_535, 0);
-        bytes.extend([0x80, 0x7e, 0x13, 0x88]);
-        assert_eq!(decode(Role::Client, &[&bytes]), ["MessageTooBig"]);
-    }
-
-    #[test]
-    fn a_cut_message_costs_memory_only_while_it_is_cut() {
-        let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
+    fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
-        write_masked_message(&mut frame, Opcode::Binary, &[7; 1000], [1, 2, 3, 4]);
-        for half in frame.chunks_mut(600) {
-            let length = half.len();
-            let (taken, _) = decoder.next(half, &SETTINGS, &mut pool).unwrap();
-            assert_eq!(taken, length.min(HEADER_BYTES_MAX.max(length)));
-            decoder.settle(&mut pool);
-        }
-        assert!(decoder.partial.is_none());
-        assert_eq!(pool.free.len(), 1);
+        write_masked_message(&mut frame, Opcode::Binary, payload, [1, 2, 3, 4]);
+        frame[0] = first;
+        frame
     }
 
-    proptest! {
-        #[test]
-        fn messages_decode_to_themselves_wherever_they_are_cut(
-            messages in prop::collection::vec((any::<bool>(), ".{0,300}", any::<[u8; 4]>()), 1..6),
-            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
-        ) {
-            let mut bytes = Vec::new();
-            let mut expected = Vec::new();
-            for (text, payload, key) in &messages {
-                let opcode = if *text { Opcode::Text } else { Opcode::Binary };
-                write_masked_message(&mut bytes, opcode, payload.as_bytes(), *key);
-                expected.push(message(*text, payload));
-            }
-            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let pieces: Vec<_> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
-            prop_assert_eq!(decode(Role::Server, &pieces), expected);
-        }
+    #[test]
+    fn masked_hello_of_section_5_7_decodes_wherever_it_is_cut() {
+        assert_wherever_cut(&SERVER, HELLO, &["Hello"]);
+    }
 
-        #[test]
-        fn what_arbitrary_bytes_make_does_not_depend_on_cuts(
-            bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x80), Just(0x01), Just(0x82)], 0..60),
-            cut in any::<prop::sample::Index>(),
-        ) {
-            let cut = cut.index(bytes.len() + 1);
-            for role in [Role::Client, Role::Server] {
-                prop_assert_eq!(decode(role, &[&bytes]), decode(role, &[&bytes[..cut], &bytes[cut..]]));
+    #[test]
+    fn unmasked_examples_of_section_5_7_decode_wherever_they_are_cut() {
+        assert_wherever_cut(&CLIENT, b"\x81\x05Hello", &["Hello"]);
+        assert_wherever_cut(&CLIENT, b"\x01\x03Hel\x80\x02lo", &["Hello"]);
+        assert_wherever_cut(&CLIENT, b"\x89\x05Hello", &["Ping([72, 101, 108, 108, 111])"]);
+        for (header, length) in
+            [(&b"\x82\x7e\x01\x00"[..], 256), (b"\x82\x7f\0\0\0\0\0\x01\0\0", 65536)]
+        {
+            let payload = vec![7; length];
+            let bytes = [header, &payload].concat();
+            let expected = format!("Message {{ text: false, payload: {payload:?} }}");
+            for cut in (0..=header.len() + 2).chain([length, bytes.len()]) {
+                let (left, right) = bytes.split_at(cut);
+                assert_eq!(decode(&CLIENT, &[left, right]), [expected.as_str()], "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn a_whole_frame_is_lent_where_it_lies_and_leaves_the_decoder_idle() {
+        let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
+        let mut input = [HELLO, HELLO].concat();
+        let payload_at = input.as_ptr_range().start.wrapping_add(6);
+        let (taken, item) = decoder.next(&mut input, &SERVER, &mut pool).unwrap();
+        let Some(Item::Message { text: true, payload }) = item else { panic!("{item:?}") };
+        assert_eq!((payload.as_ptr(), &*payload), (payload_at, &b"Hello"[..]));
+        assert_eq!(taken, HELLO.len());
+        assert!(decoder.partial.is_none());
+    }
+
+    #[test]
+    fn control_frames_between_fragments_come_out_at_once() {
+        let bytes = [
+            masked(0x01, b"Hel"),
+            masked(0x89, b""),
+            masked(0x00, b""),
+            masked(0x8a, b"x"),
+            masked(0x80, b"lo"),
+            masked(0x88, b"\x03\xe8bye"),
+        ]
+        .concat();
+        let expected = ["Ping([])", "Pong([120])", "Hello", "Close(Some((1000, \"bye\")))"];
+        assert_wherever_cut(&SERVER, &bytes, &expected);
+    }
+
+    #[test]
+    fn frames_out_of_place_are_refused_wherever_they_are_cut() {
+        let cases: &[(&[&[u8]], &[&str])] = &[
+            (&[&masked(0x80, b"x")], &["ContinuationUnexpected"]),
+            (&[&masked(0x00, b"")], &["ContinuationUnexpected"]),
+            (&[&masked(0x01, b"a"), &masked(0x81, b"b")], &["ContinuationMissing"]),
+            (&[&masked(0x02, b"a"), &masked(0x01, b"b")], &["ContinuationMissing"]),
+            (&[HELLO, &masked(0x80, b"x")], &["Hello", "ContinuationUnexpected"]),
+            (&[HELLO, b"\x81\x05Hello"], &["Hello", "MaskMissing"]),
+            (&[&masked(0x83, b"")], &["ReservedOpcode"]),
+            (&[&masked(0x01, b"a"), &masked(0xc0, b"b")], &["ReservedBits"]),
+        ];
+        for (bytes, expected) in cases {
+            assert_wherever_cut(&SERVER, &bytes.concat(), expected);
+        }
+        assert_wherever_cut(&CLIENT, HELLO, &["MaskForbidden"]);
+    }
+
+    #[test]
+    fn too_big_is_refused_at_the_header_for_one_frame_and_for_the_sum_of_fragments() {
+        let settings = Settings { role: Role::Client, message_bytes_max: 126 };
+        assert_eq!(decode(&settings, &[b"\x82\x7e\x00\x7f"]), ["MessageTooBig"]);
+        assert_eq!(
+            decode(&settings, &[b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff"]),
+            ["MessageTooBig"]
+        );
+        let first = [b"\x02\x7d".as_slice(), &[0; 125]].concat();
+        assert_eq!(decode(&settings, &[&first, b"\x80\x02"]), ["MessageTooBig"]);
+        assert_eq!(decode(&settings, &[&first, b"\x80\x01x"]).len(), 1);
+        // The sum must not wrap around.
+        let huge = b"\x80\x7f\x7f\xff\xff\xff\xff\xff\xff\xff";
+        let unbounded = Settings { role: Role::Client, message_bytes_max: usize::MAX >> 1 };
+        assert_eq!(decode(&unbounded, &[&first, huge]), ["MessageTooBig"]);
+    }
+
+    #[test]
+    fn memory_follows_what_arrived_and_not_what_was_announced() {
+        let settings = Settings { role: Role::Client, message_bytes_max: 1 << 40 };
+        let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
+        let announced = b"\x82\x7f\0\0\0\x7f\0\0\0\0abc";
+        feed(&mut decoder, &settings, &mut pool, announced, &mut Vec::new()).unwrap();
+        let held_bytes = decoder.partial.unwrap().held_bytes();
+        assert!((3..=64).contains(&held_bytes), "{held_bytes} bytes");
+    }
+
+    #[test]
+    fn an_idle_decoder_holds_nothing_and_the_pool_keeps_to_its_bounds() {
+        const BYTES_MAX: usize = 100;
+        let mut pool = Pool::new(3, BYTES_MAX);
+        let mut decoders: Vec<Decoder> = (0..5).map(|_| Decoder::default()).collect();
+        let frames = [10, 20, 30, 40, 200].map(|length| masked(0x82, &vec![0; length]));
+        for _ in 0..3 {
+            for (decoder, frame) in decoders.iter_mut().zip(&frames) {
+                feed(decoder, &SERVER, &mut pool, &frame[..frame.len() - 1], &mut Vec::new())
+                    .unwrap();
+                assert!(decoder.partial.is_some());
+            }
+            for (decoder, frame) in decoders.iter_mut().zip(&frames) {
+                feed(decoder, &SERVER, &mut pool, &frame[frame.len() - 1..], &mut Vec::new())
+                    .unwrap();
+                assert!(decoder.partial.is_none());
+            }
+            assert!((1..=BYTES_MAX).contains(&pool.kept_bytes()), "{} bytes", pool.kept_bytes());
+        }
+    }
+
+    #[test]
+    fn a_whole_frame_behind_a_cut_one_is_lent_where_it_lies() {
+        let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
+        feed(&mut decoder, &SERVER, &mut pool, &HELLO[..7], &mut Vec::new()).unwrap();
+        let mut input = [&HELLO[7..], HELLO].concat();
+        let (taken, _) = decoder.next(&mut input, &SERVER, &mut pool).unwrap();
+        assert_eq!(taken, HELLO.len() - 7);
+        let payload_at = input.as_ptr_range().start.wrapping_add(taken + 6);
+        let (_, item) = decoder.next(&mut input[taken..], &SERVER, &mut pool).unwrap();
+        let Some(Item::Message { text: true, payload }) = item else { panic!("{item:?}") };
+        assert_eq!((payload.as_ptr(), &*payload), (payload_at, &b"Hello"[..]));
+    }
+
+    #[test]
+    fn bad_utf8_is_refused_at_its_first_byte() {
+        // From the Autobahn cases 6.4: a character over U+10FFFF, its frame not complete yet.
+        let text = b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80edited";
+        let frame = masked(0x81, text);
+        let bad_at = 6 + 12;
+        for cut in 0..=bad_at {
+            assert!(decode(&SERVER, &[&frame[..cut]]).is_empty(), "cut at {cut}");
+        }
+        for cut in bad_at + 1..=frame.len() {
+            assert_eq!(decode(&SERVER, &[&frame[..cut]]), ["TextNotUtf8"], "cut at {cut}");
+        }
+        assert_wherever_cut(&SERVER, &frame, &["TextNotUtf8"]);
+    }
+
+    #[test]
+    fn a_character_may_be_cut_anywhere_but_at_the_end_of_the_message() {
+        let text = "κόσμε \u{10ffff}";
+        for cut in 0..=text.len() {
+            let (left, right) = text.as_bytes().split_at(cut);
+            let fragments = [masked(0x01, left), masked(0x80, right)].concat();
+            assert_wherever_cut(&SERVER, &fragments, &[text]);
+        }
+        let cut_off = masked(0x81, &text.as_bytes()[..text.len() - 1]);
+        assert_wherever_cut(&SERVER, &cut_off, &["TextNotUtf8"]);
+        let fragments = [masked(0x01, b"\xce"), masked(0x80, b"")].concat();
+        assert_wherever_cut(&SERVER, &fragments, &["TextNotUtf8"]);
+    }
+
+    #[test]
+    fn a_close_payload_is_empty_or_a_code_that_may_be_sent_and_utf8() {
+        let close = |payload: &[u8]| decode(&SERVER, &[&masked(0x88, payload)]).concat();
+        assert_eq!(close(b""), "Close(None)");
+        assert_eq!(close(b"\x03"), "ClosePayloadTooShort");
+        assert_eq!(close(b"\x03\xe8\xce"), "CloseReasonNotUtf8");
+        let sent = |code: u16| !close(&code.to_be_bytes()).contains("CloseCodeInvalid");
+        let allowed: Vec<u16> = (0..=u16::MAX).filter(|&code| sent(code)).collect();
+        let expected = (1000..=1003).chain(1007..=1014).chain(3000..=4999);
+        assert_eq!(allowed, expected.collect::<Vec<u16>>());
     }
 }

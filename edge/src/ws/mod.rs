@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod error;
 pub mod frame;
 pub mod mask;
+mod partial;
 
 pub use self::decoder::{Decoder, Item, Pool, Settings};
 pub use self::encoder::{
