@@ -17,7 +17,7 @@ fn golden(name: &str, encoded: &[u8]) {
     match std::fs::read_to_string(&path) {
         Ok(kept) => assert_eq!(hex, kept.trim(), "{name}: released bytes have changed"),
         Err(_) => {
-            std::fs::write(&path, hex + "\n").unwrap();
+            std::fs::write(&path, hex + "\n").expect("tests/golden can be written");
             panic!("{name} had no golden bytes; they were written, look at them and commit them");
         }
     }
