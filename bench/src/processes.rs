@@ -53,6 +53,8 @@ pub(crate) struct Servers {
     pub edge: Server,
     pub router: Option<Server>,
     address: SocketAddr,
+    /// Type of the filesystem that holds the router's data.
+    pub data_filesystem: String,
     /// Last, so that it goes after the processes that write to it.
     _folder: Option<TempDir>,
 }
@@ -99,7 +101,8 @@ impl Servers {
         } else {
             Some(folder)
         };
-        Ok(Self { edge, router, address: listen, _folder: folder })
+        let data_filesystem = host::filesystem_of(&plan.folder);
+        Ok(Self { edge, router, address: listen, data_filesystem, _folder: folder })
     }
 
     /// Where clients connect to.

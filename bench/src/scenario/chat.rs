@@ -98,6 +98,8 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
     let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(true, seed));
     let mut report = Report::new("chat", args);
+    report.data_filesystem =
+        served.servers.as_ref().map(|servers| servers.data_filesystem.clone());
     let mut progress = Progress::new();
 
     let connecting = clock::now();
