@@ -2,6 +2,7 @@
 //!
 //! The scripts are in `clients/`; `make test` installs what they need into the target folder. What they
 //! check is written there, as assertions; here the processes are started, timed and ended.
+#![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
 
 use std::io::Read;
 use std::net::SocketAddr;
