@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn a_path_lies_on_the_deepest_mount_above_it() {
-        let mounts = "d / ext4 rw 0 0\nd /tmp tmpfs rw 0 0\nd /tmpest xfs rw 0 0\nd / btrfs rw 0 0\n";
+        let mounts =
+            "d / ext4 rw 0 0\nd /tmp tmpfs rw 0 0\nd /tmpest xfs rw 0 0\nd / btrfs rw 0 0\n";
         assert_eq!(filesystem_in(mounts, Path::new("/tmp/x")), Some("tmpfs"));
         assert_eq!(filesystem_in(mounts, Path::new("/home")), Some("btrfs"));
         assert_eq!(filesystem_in("", Path::new("/home")), None);

@@ -57,8 +57,7 @@ fn a_crash_run_can_be_kept_to_one_process() {
 #[test]
 fn a_store_that_is_lost_under_a_running_chat_is_found() {
     let mut hawser = Hawser::start();
-    let args = ["chat", "--pairs", "2", "--seconds", "3", "--warmup", "0", "--json"];
-    let chat = hawser.spawn(&args);
+    let chat = hawser.spawn(&["chat", "--pairs", "2", "--seconds", "3", "--settle", "3", "--json"]);
     wait_for("messages in the store", || hawser.router_counts("router_sends_accepted_total") > 100);
     hawser.router.take();
     fs::remove_dir_all(hawser.data()).unwrap();

@@ -134,8 +134,7 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.kills = Some(killed.edge + killed.router);
     report.killed = Some(killed);
 
-    let settle_timeout = chat::settle_timeout(stop);
-    pairs.settle(&mut fleet, clock::now() + settle_timeout, |now, pairs| {
+    pairs.settle(&mut fleet, args.pairs.settled_until(stop), |now, pairs| {
         progress.show(now, || format!("settling, {} delivered", pairs.delivered));
         servers.check_alive()
     })?;
