@@ -39,7 +39,7 @@ impl Edge {
         let shard = Shard::new(0, config, 100, Arc::new(Counters::default()), now);
         let identity = EdgeIdentity { edge_id: "edge".into(), epoch: 1, region: String::new() };
         let uplink = Uplink::new(identity, 1, 1);
-        let mesh = Mesh::new(1).unwrap();
+        let mesh = Mesh::new(1).expect("an eventfd");
         let mut edge = Self { shard, uplink, mesh, now, sent_bytes: 0, uplink_bytes: 0 };
         edge.turn();
         edge.uplink.handle_connected(now, Ok(()));

@@ -9,7 +9,7 @@ const BUFFER_BYTES: usize = 1024;
 /// A buffer that grew beyond this is freed instead of kept.
 const BUFFER_KEPT_BYTES_MAX: usize = 16 * 1024;
 /// Memory that the pool of a shard keeps, in bytes.
-const POOL_BYTES_MAX: usize = 4 * 1024 * 1024;
+const POOL_BYTES_MAX: usize = 1024 * 1024;
 
 /// Free buffers of one shard.
 #[derive(Debug, Default)]

@@ -2,6 +2,10 @@
 //!
 //! A provided buffer ring (io_uring_register_buf_ring(3)): the kernel takes a free buffer when bytes have
 //! arrived, the shard looks at them, and the buffer goes back at once. An idle connection owns none.
+//!
+//! The kernel takes buffers in the order in which they were offered, so with all of them offered it would walk through
+//! all of their pages. Only as many are offered as arrivals need ([`Offer`]), the last used first: those are in
+//! the cache, and the rest never becomes memory.
 
 use std::io;
 use std::ptr::NonNull;
@@ -17,13 +21,6 @@ pub(super) const GROUP: u16 = 0;
 pub(super) struct Lent {
     id: u16,
     bytes: u32,
-}
-
-impl Lent {
-    /// From a completion: `id` and `bytes` as the kernel said them.
-    pub(super) fn new(id: u16, bytes: u32) -> Self {
-        Self { id, bytes }
-    }
 }
 
 /// Zeroed memory straight from the kernel, page by page as it is touched. Never unmapped: the kernel may
@@ -55,6 +52,65 @@ impl Mapping {
     }
 }
 
+/// How many buffers are offered to the kernel at once.
+///
+/// Grows when receives keep running out (which costs a submission each, and loses nothing), shrinks when far fewer are
+/// in use; a storm of a moment moves nothing. Looked at once a tick.
+#[derive(Debug)]
+struct Offer {
+    buffers: u16,
+    /// Since the last tick: buffers lent, receives that found none, and the most lent in one turn.
+    lent: u32,
+    empty: u32,
+    turn_lent: u16,
+    turn_lent_max: u16,
+    /// Ticks in a row in which too many receives ran out, or in which a quarter would have done.
+    short_ticks: u16,
+    ample_ticks: u16,
+}
+
+/// What is offered at first, and at least.
+const OFFER_MIN: u16 = 256;
+/// Ticks in a row that make the offer grow: half a second.
+const SHORT_TICKS: u16 = 5;
+/// Ticks in a row that make it shrink: ten seconds.
+const AMPLE_TICKS: u16 = 100;
+
+impl Offer {
+    fn new(count: u16) -> Self {
+        let buffers = count.min(OFFER_MIN);
+        Self {
+            buffers,
+            lent: 0,
+            empty: 0,
+            turn_lent: 0,
+            turn_lent_max: 0,
+            short_ticks: 0,
+            ample_ticks: 0,
+        }
+    }
+
+    fn end_turn(&mut self) {
+        self.turn_lent_max = self.turn_lent_max.max(self.turn_lent);
+        self.turn_lent = 0;
+    }
+
+    fn end_tick(&mut self, count: u16) {
+        let short = self.empty > self.lent / 16;
+        let ample = self.turn_lent_max < self.buffers / 4;
+        self.short_ticks = if short { self.short_ticks + 1 } else { 0 };
+        self.ample_ticks = if ample { self.ample_ticks + 1 } else { 0 };
+        if self.short_ticks >= SHORT_TICKS {
+            self.buffers = self.buffers.saturating_mul(2).min(count);
+            self.short_ticks = 0;
+        } else if self.ample_ticks >= AMPLE_TICKS {
+            self.buffers = (self.buffers / 2).max(OFFER_MIN).min(count);
+            self.ample_ticks = 0;
+        }
+        (self.lent, self.empty, self.turn_lent_max) = (0, 0, 0);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Buffers {
@@ -63,6 +119,11 @@ pub(super) struct Buffers {
     count: u16,
     bytes_each: u32,
     tail: u16,
+    /// Buffers that are neither offered nor lent; the last used on top.
+    spare: Vec<u16>,
+    /// Buffers that the kernel may take.
+    offered: u16,
+    offer: Offer,
 }
 
 impl Buffers {
@@ -83,12 +144,36 @@ impl Buffers {
                 0,
             )?;
         }
-        let mut buffers = Self { entries, memory, count, bytes_each, tail: 0 };
-        for id in 0..count {
-            buffers.put(id);
-        }
+        let mut buffers = Self {
+            entries,
+            memory,
+            count,
+            bytes_each,
+            tail: 0,
+            spare: (0..count).rev().collect(),
+            offered: 0,
+            offer: Offer::new(count),
+        };
         buffers.publish();
         Ok(buffers)
+    }
+
+    /// A completion says that the kernel has filled buffer `id` with so many bytes.
+    pub(super) fn lend(&mut self, id: u16, bytes: u32) -> Lent {
+        self.offered = self.offered.saturating_sub(1);
+        self.offer.lent += 1;
+        self.offer.turn_lent += 1;
+        Lent { id, bytes }
+    }
+
+    /// A receive found no buffer.
+    pub(super) fn note_empty(&mut self) {
+        self.offer.empty += 1;
+    }
+
+    /// A tick has passed: decides how many buffers are offered from now on.
+    pub(super) fn end_tick(&mut self) {
+        self.offer.end_tick(self.count);
     }
 
     /// The bytes in a lent buffer.
@@ -109,11 +194,18 @@ impl Buffers {
 
     /// Gives a buffer back; the kernel sees it after [`Self::publish`].
     pub(super) fn give_back(&mut self, lent: Lent) {
-        self.put(lent.id);
+        self.spare.push(lent.id);
     }
 
-    /// Lets the kernel see what was given back. Once for many.
+    /// Offers as many buffers as are wanted. Once a turn.
     pub(super) fn publish(&mut self) {
+        self.offer.end_turn();
+        while self.offered < self.offer.buffers
+            && let Some(id) = self.spare.pop()
+        {
+            self.put(id);
+            self.offered += 1;
+        }
         // SAFETY: the tail lies in the first entry of the mapped ring (its reserved field), is aligned for
         // u16, and is only ever accessed atomically from here on.
         let tail = unsafe {
@@ -138,5 +230,53 @@ impl Buffers {
             entry.set_bid(id);
         }
         self.tail = self.tail.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offer_grows_when_receives_keep_running_out_and_not_for_a_moment() {
+        let mut offer = Offer::new(4096);
+        for tick in 0..SHORT_TICKS {
+            assert_eq!(offer.buffers, OFFER_MIN, "tick {tick}");
+            (offer.lent, offer.empty) = (1000, 100);
+            offer.end_tick(4096);
+        }
+        assert_eq!(offer.buffers, 2 * OFFER_MIN);
+        for _ in 0..3 {
+            (offer.lent, offer.empty) = (1000, 100);
+            offer.end_tick(4096);
+            (offer.lent, offer.empty) = (1000, 10);
+            offer.turn_lent_max = OFFER_MIN;
+            offer.end_tick(4096);
+        }
+        assert_eq!(offer.buffers, 2 * OFFER_MIN);
+        for _ in 0..100 {
+            (offer.lent, offer.empty) = (1000, 1000);
+            offer.end_tick(4096);
+        }
+        assert_eq!(offer.buffers, 4096);
+    }
+
+    #[test]
+    fn the_offer_shrinks_when_a_quarter_would_do_for_long_but_not_below_its_minimum() {
+        let mut offer = Offer::new(4096);
+        offer.buffers = 1024;
+        for _ in 0..AMPLE_TICKS - 1 {
+            offer.end_tick(4096);
+        }
+        assert_eq!(offer.buffers, 1024);
+        for _ in 0..10 * AMPLE_TICKS {
+            offer.end_tick(4096);
+        }
+        assert_eq!(offer.buffers, OFFER_MIN);
+    }
+
+    #[test]
+    fn a_ring_of_few_buffers_offers_them_all() {
+        assert_eq!(Offer::new(4).buffers, 4);
     }
 }

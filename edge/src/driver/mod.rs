@@ -107,6 +107,7 @@ pub struct Driver {
     /// An outage of the link was logged and is not over.
     outage: bool,
     accept_again: Option<Tick>,
+    last_tick: Tick,
     /// The earliest timeout in the ring.
     timeout: Option<Tick>,
     stop: Arc<AtomicBool>,
@@ -151,6 +152,7 @@ impl Driver {
             attempts: 0,
             outage: false,
             accept_again: Some(Tick(0)),
+            last_tick: Tick(0),
             timeout: None,
             stop,
             leave_by: None,
@@ -217,6 +219,7 @@ impl Driver {
             }
             // Out of buffers means receive again, never close: they come back within this turn.
             Completion::ReceiveEnded { key, errno: libc::ENOBUFS } => {
+                self.ring.buffers.note_empty();
                 self.shard.counters().receive_buffers_empty.add(1);
                 self.shard.apply(now, Event::ReceiveStopped { key });
             }
@@ -241,6 +244,10 @@ impl Driver {
     }
 
     fn handle_timeouts(&mut self, now: Now) {
+        if self.last_tick != now.tick {
+            self.last_tick = now.tick;
+            self.ring.buffers.end_tick();
+        }
         if self.accept_again.is_some_and(|at| at <= now.tick) {
             self.accept_again = None;
             if let Some(listener) = &self.listener {

@@ -140,7 +140,7 @@ impl Ring {
                 match cqueue::buffer_select(flags) {
                     Some(id) => Completion::Received {
                         key,
-                        lent: Lent::new(id, result.max(0) as u32),
+                        lent: self.buffers.lend(id, result.max(0) as u32),
                         more: cqueue::more(flags),
                     },
                     None => Completion::ReceiveEnded { key, errno: -result.min(0) },
