@@ -418,3 +418,83 @@ fn finish_connect(stream: &TcpStream) -> io::Result<bool> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Writes down what happens to its only client.
+    #[derive(Default)]
+    struct Diary(Vec<String>);
+
+    impl Handler for Diary {
+        fn handle_open(&mut self, _: Instant, _: usize, out: &mut Outgoing) {
+            self.0.push("open".to_owned());
+            out.push(b"hello");
+        }
+        fn handle_message(&mut self, _: Instant, _: usize, message: Message<'_>, _: &mut Outgoing) {
+            self.0.push(format!("{:?}", String::from_utf8_lossy(message.payload)));
+        }
+        fn handle_closed(&mut self, _: Instant, _: usize, ending: Ending) {
+            self.0.push(ending.to_string());
+        }
+    }
+
+    /// Runs a client of a server that answers the request with `head`, `ACCEPT` filled in, and `frames` in the same
+    /// write, and goes away when the client has said something more or has gone itself.
+    fn run(head: &'static str, frames: &'static [u8]) -> Vec<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Target::local(listener.local_addr().unwrap(), "/");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split('\r').next();
+            let head = head.replace("ACCEPT", &upgrade::accept(key.unwrap().as_bytes()));
+            stream.write_all(&[head.as_bytes(), frames].concat()).unwrap();
+            let _ = stream.read(&mut [0; 64]);
+        });
+        let mut fleet = Fleet::new(target, None, 1, 7).unwrap();
+        let mut diary = Diary::default();
+        fleet.connect(clock::now(), 0).unwrap();
+        let deadline = clock::now() + Duration::from_secs(30);
+        while fleet.sockets() > 0 && clock::now() < deadline {
+            fleet.turn(deadline, &mut diary).unwrap();
+        }
+        server.join().unwrap();
+        diary.0
+    }
+
+    const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: \
+        Upgrade\r\nSec-WebSocket-Accept: ACCEPT\r\n\r\n";
+
+    #[test]
+    fn frames_in_the_same_write_as_the_upgrade_are_handled() {
+        // A whole message, a Ping, and the first fragment of a message that never ends.
+        let diary = run(SWITCHING, b"\x82\x05early\x89\x00\x01\x01!");
+        assert_eq!(diary[..2], ["open", "\"early\""]);
+        assert_eq!(diary.len(), 3, "{diary:?}");
+    }
+
+    #[test]
+    fn why_a_socket_is_gone_is_told_apart() {
+        let diary = run("HTTP/1.1 503 Service Unavailable\r\n\r\n", b"");
+        assert_eq!(diary, ["the upgrade was answered 503 Service Unavailable"]);
+        let diary = run(SWITCHING, b"");
+        assert_eq!(diary, ["open", "the server ended the connection without a Close frame"]);
+        let diary = run(SWITCHING, b"\x88\x06\x03\xf4busy");
+        assert_eq!(diary, ["open", "the server closed with 1012 (busy)"]);
+        let diary = run(SWITCHING, b"\x82\x81....x");
+        assert!(diary[1].starts_with("the server broke the protocol"), "{diary:?}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -67,6 +68,23 @@ pub(crate) fn anonymous_bytes(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("smaps_rollup has no line Anonymous"))
 }
 
+/// Type of the filesystem that `path` lies on, such as `ext4`: on `tmpfs` nothing is durable, and fast.
+pub(crate) fn filesystem_of(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    filesystem_in(&mounts, &path).unwrap_or("unknown").to_owned()
+}
+
+/// The last of the deepest mounts that `path` lies under counts.
+fn filesystem_in<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let mount = Path::new(fields.next()?);
+        path.starts_with(mount).then_some((mount.components().count(), fields.next()?))
+    });
+    mounts.max_by_key(|(depth, _)| *depth).map(|(_, filesystem)| filesystem)
+}
+
 /// Short name of a process, for tables.
 pub(crate) fn process_name(pid: u32) -> String {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -113,6 +131,15 @@ mod tests {
         assert_eq!(kib_of(text, "Anonymous"), Some(40));
         assert_eq!(kib_of(text, "Anon"), None);
         assert_eq!(value_of("model name\t: X 9\nmodel name\t: Y\n", "model name"), Some("X 9"));
+    }
+
+    #[test]
+    fn a_path_lies_on_the_deepest_mount_above_it() {
+        let mounts =
+            "d / ext4 rw 0 0\nd /tmp tmpfs rw 0 0\nd /tmpest xfs rw 0 0\nd / btrfs rw 0 0\n";
+        assert_eq!(filesystem_in(mounts, Path::new("/tmp/x")), Some("tmpfs"));
+        assert_eq!(filesystem_in(mounts, Path::new("/home")), Some("btrfs"));
+        assert_eq!(filesystem_in("", Path::new("/home")), None);
     }
 
     #[test]

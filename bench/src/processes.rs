@@ -53,6 +53,8 @@ pub(crate) struct Servers {
     pub edge: Server,
     pub router: Option<Server>,
     address: SocketAddr,
+    /// Type of the filesystem that holds the router's data.
+    pub data_filesystem: String,
     /// Last, so that it goes after the processes that write to it.
     _folder: Option<TempDir>,
 }
@@ -99,7 +101,8 @@ impl Servers {
         } else {
             Some(folder)
         };
-        Ok(Self { edge, router, address: listen, _folder: folder })
+        let data_filesystem = host::filesystem_of(&plan.folder);
+        Ok(Self { edge, router, address: listen, data_filesystem, _folder: folder })
     }
 
     /// Where clients connect to.
@@ -252,7 +255,8 @@ impl Drop for Server {
 fn healthz(admin: SocketAddr) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&admin, HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
-    write!(stream, "GET /healthz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut head = [0; b"HTTP/1.1 200".len()];
     stream.read_exact(&mut head)?;
     let status = std::str::from_utf8(&head).ok().and_then(|head| head.split(' ').nth(1));
@@ -293,9 +297,13 @@ mod tests {
         let admin = listener.local_addr().unwrap();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
             stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").unwrap();
-            // Reads the request, so that closing does not reset the answer away.
-            let _ = stream.read(&mut [0; 512]);
         });
         assert_eq!(healthz(admin).unwrap(), 503);
         server.join().unwrap();

@@ -443,3 +443,262 @@ fn push(scratch: &mut Vec<u8>, frame: &ClientFrame<'_>, out: &mut Outgoing) {
     frame.write(scratch);
     out.push(scratch);
 }
+
+#[cfg(test)]
+mod tests {
+    use hawser_edge::ws::{Decoder, Item, Pool, Role, Settings};
+
+    use super::*;
+    use crate::clock;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A session and the other end of its socket.
+    struct Bed {
+        now: Instant,
+        session: Session,
+        out: Outgoing,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let identity = Identity {
+                token: "alice".to_owned(),
+                device: "cli".to_owned(),
+                id_prefix: "x-".to_owned(),
+            };
+            let session = Session::new(identity, None);
+            Self { now: clock::now(), session, out: Outgoing::default() }
+        }
+
+        fn live(cursor: u64) -> Self {
+            let mut bed = Self::new();
+            bed.connect(cursor);
+            bed
+        }
+
+        fn connect(&mut self, cursor: u64) {
+            self.session.handle_open(self.now, &mut self.out);
+            let limits = Limits { sends_in_flight_max: 4, ..Limits::default() };
+            self.said();
+            let note = self.tell(ServerFrame::Welcome(Welcome {
+                cursor,
+                limits: Some(limits),
+                resumed: true,
+                ..Welcome::default()
+            }));
+            assert!(note.starts_with("Welcomed"), "{note}");
+        }
+
+        fn tell(&mut self, frame: ServerFrame<'_>) -> String {
+            let mut bytes = Vec::new();
+            frame.write(&mut bytes);
+            let note = self.session.handle_message(self.now, &bytes, &mut self.out).unwrap();
+            format!("{note:?}")
+        }
+
+        fn deliver(&mut self, sequence: u64) -> String {
+            self.tell(ServerFrame::Deliver(Deliver { sequence, from: "bob", ..Deliver::default() }))
+        }
+
+        fn answer(&mut self, id: &str, error: Option<Error<'_>>) -> String {
+            let answer = SendAck { client_message_id: id, message_id: 7, error, time_ms: 1 };
+            self.tell(ServerFrame::SendAck(answer))
+        }
+
+        fn send(&mut self, payload: &str) {
+            let payload = payload.as_bytes().to_vec();
+            self.session.send(self.now, "bob".into(), payload, Some(&mut self.out));
+        }
+
+        /// The frames that were said since the last call, in short.
+        fn said(&mut self) -> Vec<String> {
+            let mut bytes = std::mem::take(self.out.raw());
+            let mut input = &mut bytes[..];
+            let settings = Settings { role: Role::Server, message_bytes_max: 1 << 16 };
+            let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
+            let mut said = Vec::new();
+            while !input.is_empty() {
+                let (taken, item) = decoder.next(input, &settings, &mut pool).unwrap();
+                let Some(Item::Message { text: false, payload }) = item else { panic!("{item:?}") };
+                said.push(match ClientFrame::read(payload).unwrap() {
+                    ClientFrame::Connect(connect) => {
+                        format!(
+                            "{}/{} {:?}",
+                            connect.token, connect.device_id, connect.resume_cursor
+                        )
+                    }
+                    ClientFrame::Send(send) => format!("send {}", send.client_message_id),
+                    ClientFrame::Ack(ack) => format!("ack {}", ack.sequence),
+                    ClientFrame::Sync(sync) => format!("sync {}", sync.after_sequence),
+                    ClientFrame::Ping(_) => "ping".to_owned(),
+                    ClientFrame::Signal(_)
+                    | ClientFrame::SetMode(_)
+                    | ClientFrame::Refresh(_)
+                    | ClientFrame::Unknown => panic!("a session never says that"),
+                });
+                input = &mut input[taken..];
+            }
+            said
+        }
+
+        fn drained(&mut self) -> Vec<String> {
+            self.session.handle_drained(self.now, &mut self.out);
+            self.said()
+        }
+
+        /// Lets time pass, with a tick at its end.
+        fn pass(&mut self, time: Duration) -> bool {
+            self.now += time;
+            self.session.handle_tick(self.now, &mut self.out)
+        }
+    }
+
+    fn error(retryable: bool) -> Option<Error<'static>> {
+        Some(Error { code: Code::Unavailable.into(), message: "", retryable })
+    }
+
+    #[test]
+    fn connect_says_who_and_after_a_reconnect_from_where() {
+        let mut bed = Bed::new();
+        bed.session.handle_open(bed.now, &mut bed.out);
+        assert_eq!(bed.said(), ["alice/cli None"]);
+        bed.connect(4);
+        assert!(bed.deliver(5).starts_with("Delivered"));
+        bed.session.handle_closed();
+        bed.session.handle_open(bed.now, &mut bed.out);
+        assert_eq!(bed.said(), ["alice/cli Some(5)"]);
+    }
+
+    #[test]
+    fn deliveries_are_acknowledged_together_and_once() {
+        let mut bed = Bed::live(0);
+        for sequence in 1..=3 {
+            assert!(bed.deliver(sequence).starts_with("Delivered"));
+        }
+        assert_eq!(bed.drained(), ["ack 3"]);
+        assert!(bed.drained().is_empty());
+    }
+
+    #[test]
+    fn a_repeated_delivery_is_kept_from_the_application_and_acknowledged_again() {
+        let mut bed = Bed::live(0);
+        bed.deliver(1);
+        bed.drained();
+        assert_eq!(bed.deliver(1), "Repeated { sequence: 1 }");
+        assert_eq!(bed.drained(), ["ack 1"]);
+    }
+
+    #[test]
+    fn what_lies_behind_a_hole_is_dropped_and_asked_for_once() {
+        let mut bed = Bed::live(0);
+        assert_eq!(bed.deliver(2), "Hole { expected: 1, sequence: 2 }");
+        assert_eq!(bed.deliver(3), "Hole { expected: 1, sequence: 3 }");
+        assert_eq!(bed.drained(), ["sync 0"]);
+        assert!(bed.deliver(1).starts_with("Delivered"));
+        assert!(bed.deliver(2).starts_with("Delivered"));
+        assert_eq!(bed.drained(), ["ack 2"]);
+    }
+
+    #[test]
+    fn a_gap_moves_the_cursor_over_what_will_never_come() {
+        let mut bed = Bed::live(0);
+        bed.tell(ServerFrame::Gap(Gap { first_sequence: 1, last_sequence: 4, reason: 1 }));
+        assert!(bed.deliver(5).starts_with("Delivered"));
+        assert_eq!(bed.drained(), ["ack 5"]);
+    }
+
+    #[test]
+    fn a_welcome_behind_our_cursor_brings_nothing_twice() {
+        let mut bed = Bed::live(0);
+        bed.deliver(1);
+        bed.deliver(2);
+        bed.session.handle_closed();
+        bed.connect(1);
+        assert_eq!(bed.deliver(2), "Repeated { sequence: 2 }");
+        assert_eq!(bed.drained(), ["ack 2"]);
+    }
+
+    #[test]
+    fn unanswered_sends_go_again_in_order_under_their_old_ids() {
+        let mut bed = Bed::live(0);
+        ["a", "b", "c"].into_iter().for_each(|payload| bed.send(payload));
+        assert_eq!(bed.said(), ["send x-1", "send x-2", "send x-3"]);
+        assert_eq!(bed.answer("x-2", None), "Accepted { number: 2, message_id: 7 }");
+        bed.session.handle_closed();
+        bed.connect(0);
+        assert_eq!(bed.said(), ["send x-1", "send x-3"]);
+        assert_eq!(bed.session.take_submitted().collect::<Vec<_>>(), [1, 2, 3, 1, 3]);
+    }
+
+    #[test]
+    fn no_more_than_the_servers_bound_is_in_flight() {
+        let mut bed = Bed::live(0);
+        ["a", "b", "c", "d", "e"].into_iter().for_each(|payload| bed.send(payload));
+        assert_eq!(bed.said().len(), 4);
+        assert!(!bed.session.may_send());
+        bed.answer("x-1", None);
+        assert_eq!(bed.drained(), ["send x-5"]);
+    }
+
+    #[test]
+    fn after_a_refusal_all_go_again_in_order_once_all_are_answered_and_a_pause_is_over() {
+        let mut bed = Bed::live(0);
+        ["a", "b", "c"].into_iter().for_each(|payload| bed.send(payload));
+        bed.said();
+        assert!(bed.answer("x-1", error(true)).starts_with("Refused { number: 1"));
+        assert!(!bed.session.may_send(), "a new message would overtake the refused one");
+        assert!(bed.pass(SECOND));
+        assert!(bed.said().is_empty(), "two answers are missing");
+        bed.answer("x-2", error(true));
+        bed.answer("x-3", None);
+        assert!(bed.pass(3 * SECOND));
+        assert_eq!(bed.said(), ["send x-1", "send x-2"]);
+    }
+
+    #[test]
+    fn a_final_refusal_is_told_and_not_repeated() {
+        let mut bed = Bed::live(0);
+        bed.send("a");
+        bed.said();
+        assert!(bed.answer("x-1", error(false)).starts_with("Rejected { number: 1"));
+        assert_eq!(bed.session.unanswered(), 0);
+        assert!(bed.pass(SECOND));
+        assert!(bed.said().is_empty());
+    }
+
+    #[test]
+    fn answers_to_what_nobody_sent_mean_nothing() {
+        let mut bed = Bed::live(0);
+        for id in ["x-9", "y-1", "", "x-"] {
+            assert_eq!(bed.answer(id, None), "Nothing", "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_session_pings() {
+        let mut bed = Bed::live(0);
+        assert!(bed.pass(PING_INTERVAL_DEFAULT - SECOND));
+        assert!(bed.said().is_empty());
+        assert!(bed.pass(SECOND));
+        assert_eq!(bed.said(), ["ping"]);
+    }
+
+    #[test]
+    fn an_answer_that_stays_away_ends_the_connection() {
+        let mut bed = Bed::live(0);
+        bed.send("a");
+        assert!(bed.pass(ANSWER_TIMEOUT));
+        assert!(!bed.pass(SECOND));
+        let mut bed = Bed::new();
+        bed.session.handle_open(bed.now, &mut bed.out);
+        assert!(bed.pass(ANSWER_TIMEOUT));
+        assert!(!bed.pass(SECOND));
+    }
+
+    #[test]
+    fn bytes_that_are_no_frame_are_an_error() {
+        let mut bed = Bed::live(0);
+        assert!(bed.session.handle_message(bed.now, b"\xff\xff", &mut bed.out).is_err());
+    }
+}

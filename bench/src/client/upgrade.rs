@@ -29,11 +29,11 @@ impl Key {
         debug_assert_eq!(written, Ok(KEY_BYTES));
         Self(key)
     }
+}
 
-    /// What the server has to answer in `Sec-WebSocket-Accept`.
-    fn accept(self) -> String {
-        BASE64.encode(Sha1::new().chain_update(self.0).chain_update(ACCEPT_SUFFIX).finalize())
-    }
+/// What the server has to answer in `Sec-WebSocket-Accept`.
+pub(super) fn accept(key: &[u8]) -> String {
+    BASE64.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize())
 }
 
 /// Appends the request head.
@@ -113,7 +113,7 @@ pub(crate) fn read_answer(
     says("Connection", &|value| {
         value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
     })?;
-    says("Sec-WebSocket-Accept", &|value| value == key.accept())?;
+    says("Sec-WebSocket-Accept", &|value| value == accept(&key.0))?;
     if header("Sec-WebSocket-Protocol") != subprotocol {
         return Err(UpgradeError::Header("Sec-WebSocket-Protocol"));
     }

@@ -15,9 +15,7 @@ use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
 /// For all clients together, and the share of each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT_EACH: Duration = Duration::from_millis(5);
-/// For what is on its way at the end.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same after Ctrl-C.
+/// For what is on its way when Ctrl-C came.
 const SETTLE_TIMEOUT_INTERRUPTED: Duration = Duration::from_secs(3);
 
 /// What a chat run does.
@@ -64,11 +62,21 @@ pub(super) struct PairsFlags {
     #[arg(long, default_value_t = 2_000_000, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=50_000_000))]
     messages_max: u32,
+    /// Longest time that what is on its way at the end gets to arrive
+    #[arg(long, default_value = "30s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
+    settle: Duration,
 }
 
 impl PairsFlags {
     pub(super) fn clients(&self) -> usize {
         self.pairs as usize * 2
+    }
+
+    /// When settling that begins now is over at the latest.
+    pub(super) fn settled_until(&self, stop: &Stop) -> Instant {
+        let longest = if stop.is_asked() { SETTLE_TIMEOUT_INTERRUPTED } else { Duration::MAX };
+        clock::now() + self.settle.min(longest)
     }
 
     pub(super) fn plan(&self, calm: bool, seed: u64) -> PairsPlan {
@@ -98,6 +106,7 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
     let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(true, seed));
     let mut report = Report::new("chat", args);
+    report.data_filesystem = served.servers.as_ref().map(|servers| servers.data_filesystem.clone());
     let mut progress = Progress::new();
 
     let connecting = clock::now();
@@ -130,8 +139,7 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.latency_ms = latencies.and_then(|latencies| latencies.summary());
     report.cut_short = cut_short(&pairs, stop);
 
-    let settle_timeout = settle_timeout(stop);
-    pairs.settle(&mut fleet, clock::now() + settle_timeout, |now, pairs| {
+    pairs.settle(&mut fleet, args.pairs.settled_until(stop), |now, pairs| {
         progress.show(now, || format!("settling, {} delivered", pairs.delivered));
         served.check_alive()
     })?;
@@ -165,10 +173,6 @@ pub(super) fn cut_short(pairs: &Pairs, stop: &Stop) -> Option<String> {
         return Some("interrupted".to_owned());
     }
     pairs.is_full().then(|| "--messages-max was reached".to_owned())
-}
-
-pub(super) fn settle_timeout(stop: &Stop) -> Duration {
-    if stop.is_asked() { SETTLE_TIMEOUT_INTERRUPTED } else { SETTLE_TIMEOUT }
 }
 
 /// Puts the checker's verdict and the counters into the report.

@@ -103,6 +103,7 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(false, seed.wrapping_add(2)));
     let mut report = Report::new("crash", args);
     report.seed = Some(seed);
+    report.data_filesystem = Some(servers.data_filesystem.clone());
     let mut progress = Progress::new();
 
     chat::connect(&mut pairs, &mut fleet, stop)?;
@@ -133,8 +134,7 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.kills = Some(killed.edge + killed.router);
     report.killed = Some(killed);
 
-    let settle_timeout = chat::settle_timeout(stop);
-    pairs.settle(&mut fleet, clock::now() + settle_timeout, |now, pairs| {
+    pairs.settle(&mut fleet, args.pairs.settled_until(stop), |now, pairs| {
         progress.show(now, || format!("settling, {} delivered", pairs.delivered));
         servers.check_alive()
     })?;

@@ -183,7 +183,14 @@ impl<E: Errand> Hand<E> {
                 };
                 self.failure = Some(Failure::Broken(sentence));
             }
-            _ => {}
+            Note::Accepted { .. }
+            | Note::Rejected { .. }
+            | Note::Delivered(_)
+            | Note::Repeated { .. }
+            | Note::Hole { .. }
+            | Note::Gap(_)
+            | Note::Receipt(_)
+            | Note::Nothing => {}
         }
         if let Err(failure) = self.errand.handle_note(note) {
             self.failure = Some(failure);

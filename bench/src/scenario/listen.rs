@@ -55,20 +55,15 @@ struct Listening {
 
 impl Errand for Listening {
     fn handle_note(&mut self, note: &Note<'_>) -> Result<(), Failure> {
-        match note {
-            Note::Delivered(deliver) => {
-                let line = format!(
-                    "{}: {}\n",
-                    printable(deliver.from.as_bytes()),
-                    printable(deliver.payload)
-                );
-                // Flushed before the acknowledgement goes out: a message that was not shown is not taken.
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush())?;
-                self.left = self.left.map(|left| left.saturating_sub(1));
-            }
-            Note::Gap(gap) => eprintln!("{}", gap_sentence(gap)),
-            _ => {}
+        if let Note::Delivered(deliver) = note {
+            let (from, text) = (printable(deliver.from.as_bytes()), printable(deliver.payload));
+            // Flushed before the acknowledgement goes out: a message that was not shown is not taken.
+            let mut stdout = io::stdout().lock();
+            writeln!(stdout, "{from}: {text}").and_then(|()| stdout.flush())?;
+            self.left = self.left.map(|left| left.saturating_sub(1));
+        }
+        if let Note::Gap(gap) = note {
+            eprintln!("{}", gap_sentence(gap));
         }
         Ok(())
     }

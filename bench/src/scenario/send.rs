@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::hand::{Errand, Hand, HandFlags, device, user};
+use super::hand::{Errand, Hand, HandFlags, device, plain, user};
 use super::{Stop, parse_seconds};
 use crate::client::Note;
 use crate::clock;
@@ -60,13 +60,12 @@ struct Sending {
 
 impl Errand for Sending {
     fn handle_note(&mut self, note: &Note<'_>) -> Result<(), Failure> {
-        match note {
-            Note::Accepted { message_id, .. } => self.message_id = Some(*message_id),
-            Note::Rejected { error, .. } => {
-                let sentence = super::hand::plain(error);
-                return Err(Failure::Broken(format!("the message was refused: {sentence}")));
-            }
-            _ => {}
+        if let Note::Accepted { message_id, .. } = note {
+            self.message_id = Some(*message_id);
+        }
+        if let Note::Rejected { error, .. } = note {
+            let sentence = plain(error);
+            return Err(Failure::Broken(format!("the message was refused: {sentence}")));
         }
         Ok(())
     }

@@ -1,0 +1,346 @@
+//! The bench against the real edge and router: scenarios from the outside, and the commands for hands.
+//!
+//! Needs the binaries of this build beside `hawser-bench`: `make test` builds the workspace first.
+#![expect(clippy::disallowed_methods, reason = "waits for real processes, with deadlines")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot start its processes has failed")]
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Longest time that anything here may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+#[test]
+fn a_short_chat_loses_nothing() {
+    let report = report(&["chat", "--pairs", "3", "--seconds", "1", "--warmup", "0"]);
+    assert_sound(&report);
+    assert_eq!(report["connections"], 6);
+    assert!(report["messages_per_second"].as_f64() > Some(0.0), "{report}");
+    assert!(report["latency_ms"]["p99"].as_f64() > Some(0.0), "{report}");
+    assert!(report["cpu_us_per_message"].as_f64() > Some(0.0), "{report}");
+    assert_eq!(report["processes"].as_array().map(Vec::len), Some(2), "{report}");
+}
+
+#[test]
+fn a_chat_at_a_rate_keeps_the_rate() {
+    let args = ["chat", "--pairs", "4", "--rate", "200", "--seconds", "2", "--warmup", "0"];
+    let report = report(&args);
+    assert_sound(&report);
+    let sent = report["sent"].as_u64().unwrap_or_default();
+    assert!((200..=400).contains(&sent), "{report}");
+}
+
+#[test]
+fn a_short_crash_run_loses_nothing() {
+    let report = report(&["crash", "--kills", "6", "--pairs", "3", "--seed", "7"]);
+    assert_sound(&report);
+    assert_eq!((&report["kills"], &report["seed"]), (&6.into(), &7.into()));
+}
+
+#[test]
+fn a_crash_run_can_be_kept_to_one_process() {
+    let report = report(&["crash", "--kills", "2", "--pairs", "2", "--only", "router"]);
+    assert_sound(&report);
+    assert_eq!(report["killed"]["edge"], 0);
+    assert_eq!(report["killed"]["router"], 2);
+    assert_eq!(report["traffic"]["reconnects"], 0, "a router's death ends no connection");
+}
+
+#[test]
+fn a_store_that_is_lost_under_a_running_chat_is_found() {
+    let mut hawser = Hawser::start();
+    let chat = hawser.spawn(&["chat", "--pairs", "2", "--seconds", "3", "--settle", "3", "--json"]);
+    wait_for("messages in the store", || hawser.router_counts("router_sends_accepted_total") > 100);
+    hawser.router.take();
+    fs::remove_dir_all(hawser.data()).unwrap();
+    hawser.start_router();
+    let output = finish(chat);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = |finding: &str| report[finding].as_u64().unwrap_or_default();
+    assert!(found("lost") + found("holes") + found("gaps") + found("foreign") > 0, "{report}");
+}
+
+#[test]
+fn echo_measures_an_edge_of_its_own() {
+    let args =
+        ["echo", "--connections", "8", "--in-flight", "2", "--seconds", "1", "--warmup", "0"];
+    let report = report(&args);
+    assert_eq!((&report["connections"], &report["errors"]), (&8.into(), &0.into()), "{report}");
+    assert!(report["messages"].as_u64() > Some(0), "{report}");
+    assert!(report["cpu_us_per_message"].as_f64() > Some(0.0), "{report}");
+}
+
+#[test]
+fn idle_tells_the_memory_of_a_connection() {
+    let report = report(&["idle", "--connections", "50", "--seconds", "0"]);
+    assert_eq!((&report["connections"], &report["errors"]), (&50.into(), &0.into()), "{report}");
+    assert!(report["edge_user_bytes_per_connection"].is_f64(), "{report}");
+}
+
+#[test]
+fn a_message_sent_while_the_router_is_dead_arrives_once_after_its_restart() {
+    let mut hawser = Hawser::start();
+    let to = |text: &'static str| ["send", "--as", "alice", "--to", "bob", text];
+    let listening = hawser.spawn(&["listen", "--as", "bob", "--count", "2", "--seconds", "100"]);
+    let sent = finish(hawser.spawn(&to("hello")));
+    assert!(sent.status.success(), "{sent:?}");
+
+    hawser.router.take();
+    let sending = hawser.spawn(&to("again"));
+    let told = wait_for("the sender's first refusal", || {
+        fs::read_to_string(&sending.stderr).is_ok_and(|said| said.contains("trying again"))
+    });
+    assert!(told, "{:?}", finish(sending));
+    hawser.start_router();
+    let sent = finish(sending);
+    assert!(sent.status.success(), "{sent:?}");
+
+    let heard = finish(listening);
+    assert!(heard.status.success(), "{heard:?}");
+    assert_eq!(String::from_utf8_lossy(&heard.stdout), "alice: hello\nalice: again\n");
+    let later = finish(hawser.spawn(&["listen", "--as", "bob", "--seconds", "1"]));
+    assert!(later.status.success() && later.stdout.is_empty(), "once is enough: {later:?}");
+}
+
+#[test]
+fn a_listener_goes_on_after_the_edge_was_killed() {
+    let mut hawser = Hawser::start();
+    let listening = hawser.spawn(&["listen", "--as", "bob", "--count", "2", "--seconds", "100"]);
+    for text in ["one", "two"] {
+        let sent = finish(hawser.spawn(&["send", "--as", "alice", "--to", "bob", text]));
+        assert!(sent.status.success(), "{sent:?}");
+        hawser.edge.take();
+        hawser.start_edge();
+    }
+    let heard = finish(listening);
+    assert_eq!(String::from_utf8_lossy(&heard.stdout), "alice: one\nalice: two\n", "{heard:?}");
+}
+
+#[test]
+fn wrong_usage_names_the_flag_and_ends_with_64() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["chat", "--pairs", "0"], "--pairs"),
+        (&["chat", "--frob"], "--frob"),
+        (&["echo", "--target", "http://127.0.0.1/"], "--target"),
+        (&["idle", "--connections", "999999"], "--connections"),
+        (&["send", "--as", "alice", "x"], "--to"),
+        (&["crash", "--seconds-max", "soon"], "--seconds-max"),
+    ];
+    for (args, flag) in cases {
+        let output = bench(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {said}");
+        assert!(said.contains(flag) && said.trim_end().lines().count() == 1, "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_target_out_of_reach_ends_with_2() {
+    let nobody = free_address();
+    let target = format!("ws://{nobody}/ws");
+    let send = ["send", "--as", "a", "--to", "b", "x", "--give-up-after", "500ms", "--target"];
+    for args in [&["echo", "--target"][..], &["chat", "--target"], &send] {
+        let output = bench(args).arg(&target).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_the_servers_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["chat", "--pairs", "2", "--seconds", "100", "--json"];
+    let run = Run::spawn(bench(&args), folder.path(), "chat");
+    let children = format!("/proc/{0}/task/{0}/children", run.child.id());
+    let mut servers = Vec::new();
+    wait_for("two children", || {
+        let listed = fs::read_to_string(&children).unwrap_or_default();
+        servers = listed.split_ascii_whitespace().map(str::to_owned).collect();
+        servers.len() == 2
+    });
+    kill_process(Pid::from_child(&run.child), Signal::INT).unwrap();
+    finish(run);
+    for pid in servers {
+        assert!(!Path::new("/proc").join(&pid).exists(), "server {pid} is left behind");
+    }
+}
+
+/// Runs a scenario that has to end well, and returns its one JSON object.
+fn report(args: &[&str]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    sibling("hawser-edge");
+    sibling("hawser-router");
+    let mut command = bench(args);
+    command.arg("--json");
+    let output = finish(Run::spawn(command, folder.path(), "run"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}{}", String::from_utf8_lossy(&output.stdout));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["settings"].is_object() && report["machine"]["cores"].is_u64(), "{report}");
+    report
+}
+
+fn assert_sound(report: &Value) {
+    for finding in ["lost", "duplicates", "out_of_order", "holes", "gaps", "unanswered", "errors"] {
+        assert_eq!(report[finding], 0, "{finding}: {report}");
+    }
+    assert!(report["acknowledged"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["acknowledged"], report["delivered"], "{report}");
+}
+
+fn bench(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hawser-bench"));
+    command.args(args);
+    command
+}
+
+fn sibling(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_hawser-bench")).with_file_name(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build --workspace` first, as `make test` does",
+        path.display()
+    );
+    path
+}
+
+/// A process whose output goes to files, so that it never waits for a reader. Killed when dropped.
+struct Run {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Run {
+    fn spawn(mut command: Command, folder: &Path, name: &str) -> Self {
+        let [stdout, stderr] = ["out", "err"].map(|end| folder.join(format!("{name}.{end}")));
+        let log = |path: &Path| File::options().create(true).append(true).open(path).unwrap();
+        command.stdin(Stdio::null()).stdout(log(&stdout)).stderr(log(&stderr));
+        Self { child: command.spawn().unwrap(), stdout, stderr }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for the end of a process and takes what it said.
+fn finish(mut run: Run) -> Output {
+    let mut status = None;
+    wait_for("the end of a process", || {
+        status = run.child.try_wait().unwrap();
+        status.is_some()
+    });
+    let read = |path: &Path| fs::read(path).unwrap();
+    let (stdout, stderr) = (read(&run.stdout), read(&run.stderr));
+    Output { status: status.unwrap(), stdout, stderr }
+}
+
+/// Waits until `done`; true, or a panic after two minutes.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    true
+}
+
+/// A loopback address that nobody listens on, below the ports that the kernel hands out by itself.
+fn free_address() -> SocketAddr {
+    let mut random = fastrand::Rng::new();
+    let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+    let mut draws = std::iter::repeat_with(|| ([127, 0, 0, 1], random.u16(10_000..15_000)).into());
+    draws.by_ref().take(1_000).find(free).expect("a free port")
+}
+
+/// A router and an edge of this build, each of which can be killed and started again.
+struct Hawser {
+    folder: tempfile::TempDir,
+    edge_address: SocketAddr,
+    router_address: SocketAddr,
+    router_admin: SocketAddr,
+    edge: Option<Run>,
+    router: Option<Run>,
+    runs: std::cell::Cell<usize>,
+}
+
+impl Hawser {
+    fn start() -> Self {
+        let mut hawser = Self {
+            folder: tempfile::tempdir().unwrap(),
+            edge_address: free_address(),
+            router_address: free_address(),
+            router_admin: free_address(),
+            edge: None,
+            router: None,
+            runs: 0.into(),
+        };
+        hawser.start_router();
+        hawser.start_edge();
+        hawser
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn start_router(&mut self) {
+        let mut command = Command::new(sibling("hawser-router"));
+        command.args(["--admin", &self.router_admin.to_string()]);
+        command.args(["--listen", &self.router_address.to_string()]);
+        command.arg("--data-dir").arg(self.data());
+        self.router = Some(self.listening(command, "router", self.router_address));
+    }
+
+    /// A counter of the router's /metrics; 0 while it cannot be had.
+    fn router_counts(&self, counter: &str) -> u64 {
+        let Ok(mut stream) = TcpStream::connect(self.router_admin) else { return 0 };
+        let mut text = String::new();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let _ = stream.read_to_string(&mut text);
+        let counted = text.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse().ok());
+        counted.unwrap_or_default()
+    }
+
+    fn start_edge(&mut self) {
+        let mut command = Command::new(sibling("hawser-edge"));
+        command.args(["--admin", "127.0.0.1:0", "--listen", &self.edge_address.to_string()]);
+        command.args(["--dev-auth", "--router", &self.router_address.to_string()]);
+        // A client that comes while the router is away is told so soon.
+        command.args(["--connect-timeout", "1s"]);
+        self.edge = Some(self.listening(command, "edge", self.edge_address));
+    }
+
+    /// Starts a server and waits until it accepts connections.
+    fn listening(&self, command: Command, name: &str, address: SocketAddr) -> Run {
+        wait_for("the address of the one before", || TcpListener::bind(address).is_ok());
+        let mut run = Run::spawn(command, self.folder.path(), name);
+        wait_for(name, || {
+            let ended = run.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{}", fs::read_to_string(&run.stderr).unwrap());
+            TcpStream::connect(address).is_ok()
+        });
+        run
+    }
+
+    /// Runs `send` or `listen` against this edge.
+    fn spawn(&self, args: &[&str]) -> Run {
+        self.runs.set(self.runs.get() + 1);
+        let mut command = bench(args);
+        command.args(["--target", &format!("ws://{}/ws", self.edge_address)]);
+        Run::spawn(command, self.folder.path(), &format!("hand-{}", self.runs.get()))
+    }
+}
