@@ -1,0 +1,148 @@
+//! The bodies of the fuzz targets, run on inputs near valid ones: bounded by count, replayable by seed.
+
+#[path = "../fuzz/bodies.rs"]
+mod bodies;
+
+use hawser_edge::ws::{Opcode, write_masked_message};
+use hawser_proto::view::client::{ClientFrame, Connect, Deliver, Send, ServerFrame};
+use hawser_proto::view::link::{self, EdgeMessage, RouterMessage};
+
+const INPUTS: usize = 20_000;
+const MUTATIONS_MAX: usize = 6;
+/// An input that grows past this has had enough spliced into it.
+const INPUT_BYTES_MAX: usize = 2048;
+
+/// Runs `body` on inputs mutated from `seeds`, and on some that are noise.
+fn run(body: fn(&[u8]), seeds: &[Vec<u8>]) {
+    let seed: u64 = match std::env::var("HAWSER_SEED") {
+        Ok(seed) => seed.parse().expect("HAWSER_SEED is a number"),
+        Err(_) => fastrand::u64(..),
+    };
+    // Seen only when the test fails.
+    println!("HAWSER_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for seed in seeds {
+        body(seed);
+    }
+    for at in 0..INPUTS {
+        let mut input = match random.choice(seeds) {
+            Some(seed) if at % 8 != 0 => seed.clone(),
+            _ => (0..random.usize(..64)).map(|_| random.u8(..)).collect(),
+        };
+        for _ in 0..random.usize(..=MUTATIONS_MAX) {
+            mutate(&mut random, &mut input, seeds);
+        }
+        body(&input);
+    }
+}
+
+fn mutate(random: &mut fastrand::Rng, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+    if input.is_empty() || input.len() > INPUT_BYTES_MAX {
+        *input = vec![random.u8(..)];
+    }
+    let at = random.usize(..input.len());
+    let end = random.usize(at..=input.len());
+    match random.u8(..6) {
+        0 => input[at] ^= 1 << random.u8(..8),
+        1 => input[at] = random.u8(..),
+        2 => input.insert(at, random.u8(..)),
+        3 => drop(input.drain(at..end)),
+        4 => input.extend_from_within(at..end),
+        _ => {
+            let other = random.choice(seeds).map_or(&[][..], Vec::as_slice);
+            let from = random.usize(..=other.len());
+            input.splice(at..end, other[from..].iter().copied());
+        }
+    }
+}
+
+#[test]
+fn request_heads_near_good_ones() {
+    let good = "GET /ws?token=t HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\n\
+        Connection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: hawser.v1.json\r\n\r\n";
+    let seeds = [
+        good.to_owned(),
+        good.replace("/ws?token=t", "http://example.com/echo"),
+        good.replace("HTTP/1.1", "HTTP/1.9"),
+        format!("\r\n{}", good.replace("GET", "POST").replace("Upgrade: websocket\r\n", "")),
+    ];
+    run(bodies::request_head, &seeds.map(String::into_bytes));
+}
+
+#[test]
+fn frames_near_good_ones() {
+    let key = [0x37, 0xfa, 0x21, 0x3d];
+    let frames = |role: u8, key: Option<[u8; 4]>| {
+        let mut bytes = vec![role, 7];
+        for (first, payload) in [
+            (0x81, &b"Hello"[..]),
+            (0x01, "κόσ".as_bytes()),
+            (0x89, b"ping"),
+            (0x80, "με".as_bytes()),
+            (0x82, &[0; 126]),
+            (0x88, b"\x03\xe8bye"),
+        ] {
+            let at = bytes.len();
+            write_masked_message(&mut bytes, Opcode::Binary, payload, key.unwrap_or_default());
+            bytes[at] = first;
+            if key.is_none() {
+                bytes[at + 1] &= 0x7f;
+                let header_bytes = if payload.len() > 125 { 4 } else { 2 };
+                bytes.drain(at + header_bytes..at + header_bytes + 4);
+            }
+        }
+        bytes
+    };
+    run(bodies::frame_decoder, &[frames(0, Some(key)), frames(1, None)]);
+}
+
+#[test]
+fn client_frames_near_good_ones() {
+    let write = |frame: ClientFrame<'_>| {
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        bytes
+    };
+    let send = Send {
+        client_message_id: "m1",
+        to_user: "bob",
+        payload: b"hi",
+        expires_after_ms: Some(5),
+        ..Send::default()
+    };
+    let mut deliver = Vec::new();
+    ServerFrame::Deliver(Deliver {
+        sequence: 7,
+        from: "alice",
+        payload: b"hi",
+        ..Deliver::default()
+    })
+    .write(&mut deliver);
+    let seeds = [
+        write(ClientFrame::Send(send)),
+        write(ClientFrame::Connect(Connect { token: "alice", device_id: "d", ..Connect::default() })),
+        deliver,
+        br#"{"send":{"clientMessageId":"m1","toUser":"bob","payload":"aGk=","expiresAfterMs":"5"}}"#
+            .to_vec(),
+        br#"{"connect":{"token":"alice","deviceId":"d","resumeCursor":"3","mode":"MODE_IDLE"}}"#
+            .to_vec(),
+    ];
+    run(bodies::client_frame, &seeds);
+}
+
+#[test]
+fn link_batches_near_good_ones() {
+    let (mut edge, mut router) = (Vec::new(), Vec::new());
+    EdgeMessage::Send(link::Send {
+        client_message_id: "m1",
+        payload: b"hi",
+        ..link::Send::default()
+    })
+    .write(&mut edge);
+    EdgeMessage::Heartbeat(link::Heartbeat { time_ms: 5 }).write(&mut edge);
+    RouterMessage::Deliver(link::Deliver { payload: b"hi", ..link::Deliver::default() })
+        .write(&mut router);
+    RouterMessage::Receipt(link::Receipt::default()).write(&mut router);
+    run(bodies::link_frame, &[edge, router]);
+}
