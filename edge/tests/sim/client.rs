@@ -28,15 +28,15 @@ const SENDS_IN_FLIGHT_MAX: usize = 5;
 const SENDS_MAX: u32 = 10;
 
 /// See the module.
-pub struct Client {
+pub(crate) struct Client {
     /// Its name, unique among all users' devices.
-    pub device: String,
+    pub(crate) device: String,
     /// Whose it is.
-    pub user: String,
+    pub(crate) user: String,
     session: Option<Session>,
     connect_at_ms: u64,
     /// Neither reads nor says anything until then.
-    pub stalled_until_ms: u64,
+    pub(crate) stalled_until_ms: u64,
     /// Highest sequence that it has taken over.
     seen: u64,
     welcomed: bool,
@@ -72,7 +72,7 @@ enum Phase {
 
 impl Client {
     /// A device that has never connected.
-    pub fn new(user: &str, device: &str) -> Self {
+    pub(crate) fn new(user: &str, device: &str) -> Self {
         Self {
             device: device.to_owned(),
             user: user.to_owned(),
@@ -87,12 +87,12 @@ impl Client {
     }
 
     /// Whether its last connection, if any, came to a Welcome.
-    pub fn was_welcomed(&self) -> bool {
+    pub(crate) fn was_welcomed(&self) -> bool {
         self.welcomed
     }
 
     /// Loses its connection: resets it, closes it, or is just not there any more.
-    pub fn leave(&mut self, env: &mut Env) {
+    pub(crate) fn leave(&mut self, env: &mut Env) {
         let Some(session) = self.session.take() else { return };
         match env.rng.u8(..3) {
             0 => env.net.cut(&mut env.rng, session.stream),
@@ -103,7 +103,12 @@ impl Client {
     }
 
     /// Gets to run.
-    pub fn turn(&mut self, env: &mut Env, edges: &mut [Option<Edge>], recipients: &[String]) {
+    pub(crate) fn turn(
+        &mut self,
+        env: &mut Env,
+        edges: &mut [Option<Edge>],
+        recipients: &[String],
+    ) {
         if env.ms < self.stalled_until_ms {
             return;
         }

@@ -18,23 +18,23 @@ use crate::env::{Env, Sabotage};
 use crate::owner::OWNERS;
 
 /// Partitions of the log.
-pub const PARTITIONS: u16 = 4;
+pub(crate) const PARTITIONS: u16 = 4;
 /// Pause between two tries to open a broken log.
 const REOPEN_MS: u64 = 300;
 
 /// The machine's disk.
-pub struct Disk {
+pub(crate) struct Disk {
     /// The log.
-    pub log: MemoryLog,
+    pub(crate) log: MemoryLog,
     /// Per partition, the offset below which everything is safe from a crash.
     durable_end: Vec<Offset>,
     /// The store.
-    pub store: Arc<MemoryStore>,
+    pub(crate) store: Arc<MemoryStore>,
 }
 
 impl Disk {
     /// Empty.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             log: MemoryLog::new(PARTITIONS),
             durable_end: vec![1; usize::from(PARTITIONS)],
@@ -43,7 +43,7 @@ impl Disk {
     }
 
     /// The router died: of what was not durable the log keeps, by chance, a part.
-    pub fn crash(&mut self, env: &mut Env) {
+    pub(crate) fn crash(&mut self, env: &mut Env) {
         let mut old = self.log.clone();
         let mut log = MemoryLog::new(PARTITIONS);
         for partition in 0..PARTITIONS {
@@ -67,7 +67,7 @@ impl Disk {
     }
 
     /// Everything the store and the log know, as one Hub a partition, sorted by owner.
-    pub fn recover(&self, env: &Env, config: &HubConfig) -> (Vec<Vec<Hub>>, Committer) {
+    pub(crate) fn recover(&self, env: &Env, config: &HubConfig) -> (Vec<Vec<Hub>>, Committer) {
         let mut queue: Box<dyn Queue> = Box::new(self.log.clone());
         let mut hubs: Vec<Vec<Hub>> = (0..OWNERS).map(|_| Vec::new()).collect();
         let mut expected = Vec::new();
@@ -96,22 +96,22 @@ fn read_all(queue: &mut dyn Queue, partition: PartitionId) -> Vec<Record> {
 
 /// The committer and the saver.
 #[derive(Default)]
-pub struct Committer {
+pub(crate) struct Committer {
     queue: Option<Box<dyn Queue>>,
     expected: Vec<Offset>,
     reopen_at_ms: u64,
     /// Asked and not answered, oldest first.
-    pub requests: VecDeque<Request>,
+    pub(crate) requests: VecDeque<Request>,
     /// Checkpoints that are not written, with who waits for them.
-    pub checkpoints: VecDeque<(usize, Checkpoint)>,
+    pub(crate) checkpoints: VecDeque<(usize, Checkpoint)>,
 }
 
 /// Answers to owners.
-pub type Answers = Vec<(usize, Answer)>;
+pub(crate) type Answers = Vec<(usize, Answer)>;
 
 impl Committer {
     /// Serves some of what was asked.
-    pub fn turn(&mut self, env: &mut Env, disk: &mut Disk) -> Answers {
+    pub(crate) fn turn(&mut self, env: &mut Env, disk: &mut Disk) -> Answers {
         let mut answers = Vec::new();
         if self.queue.is_none() && self.reopen_at_ms <= env.ms {
             self.reopen(env.ms, disk, &mut answers);
@@ -207,6 +207,6 @@ impl Committer {
 }
 
 /// How the log can fail.
-pub fn any_fault(rng: &mut Rng) -> Fault {
+pub(crate) fn any_fault(rng: &mut Rng) -> Fault {
     if rng.bool() { Fault::Refuse } else { Fault::LoseAnswer }
 }

@@ -16,14 +16,14 @@ use crate::env::Env;
 use crate::net::{Arrival, Side, StreamId};
 
 /// Shards of an edge.
-pub const SHARDS: u16 = 2;
+pub(crate) const SHARDS: u16 = 2;
 /// `ECONNREFUSED`.
 const REFUSED: i32 = 111;
 /// `EPIPE`.
 const BROKEN_PIPE: i32 = 32;
 
 /// See the module.
-pub struct Edge {
+pub(crate) struct Edge {
     shards: Vec<Station>,
     mesh: Mesh,
     uplink: Uplink,
@@ -48,7 +48,7 @@ struct Socket {
 }
 
 /// Knobs with everything short, so that much happens in little time.
-pub fn config() -> Arc<Config> {
+pub(crate) fn config() -> Arc<Config> {
     Arc::new(Config {
         connections_max: 1_000,
         shards: usize::from(SHARDS),
@@ -66,7 +66,7 @@ pub fn config() -> Arc<Config> {
 
 impl Edge {
     /// An edge that has just started: every start has an epoch of its own.
-    pub fn start(env: &mut Env, name: &str, config: &Arc<Config>, skew_ms: i64) -> Self {
+    pub(crate) fn start(env: &mut Env, name: &str, config: &Arc<Config>, skew_ms: i64) -> Self {
         let now = env.edge_now(skew_ms);
         let station = |index| Station {
             shard: Shard::new(index, Arc::clone(config), 100, Arc::new(Counters::default()), now),
@@ -86,17 +86,17 @@ impl Edge {
     }
 
     /// A client connects.
-    pub fn accept(&mut self, env: &mut Env, stream: StreamId) {
+    pub(crate) fn accept(&mut self, env: &mut Env, stream: StreamId) {
         self.shards[env.rng.usize(..usize::from(SHARDS))].accepting.push_back(stream);
     }
 
     /// The link's stream, while there is one.
-    pub fn link(&self) -> Option<StreamId> {
+    pub(crate) fn link(&self) -> Option<StreamId> {
         self.link
     }
 
     /// The process dies: what it held is reset by its kernel.
-    pub fn die(self, env: &mut Env) {
+    pub(crate) fn die(self, env: &mut Env) {
         let sockets = self.shards.iter().flat_map(|station| {
             let held = station.sockets.iter().flatten().map(|socket| socket.stream);
             held.chain(station.accepting.iter().copied())
@@ -107,7 +107,7 @@ impl Edge {
     }
 
     /// Some of its cores get to run. `router` takes a new link, when there is a router.
-    pub fn turn(&mut self, env: &mut Env, router: Option<&mut Vec<StreamId>>) {
+    pub(crate) fn turn(&mut self, env: &mut Env, router: Option<&mut Vec<StreamId>>) {
         let now = env.edge_now(self.skew_ms);
         for index in 0..self.shards.len() {
             if env.calm || env.rng.u8(..4) > 0 {

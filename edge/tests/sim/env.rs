@@ -12,24 +12,24 @@ const START_UNIX_MS: i64 = 1_790_000_000_000;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Env {
+pub(crate) struct Env {
     /// Milliseconds since the run began.
-    pub ms: u64,
+    pub(crate) ms: u64,
     /// Everything that is left to chance; a run is a function of its seed.
-    pub rng: Rng,
+    pub(crate) rng: Rng,
     /// All streams.
-    pub net: Net,
+    pub(crate) net: Net,
     /// What happened.
-    pub history: History,
+    pub(crate) history: History,
     /// Nothing is broken any more, and nobody dawdles.
-    pub calm: bool,
+    pub(crate) calm: bool,
     /// What is wrong on purpose.
-    pub sabotage: Sabotage,
+    pub(crate) sabotage: Sabotage,
 }
 
 /// A fault that is planted to see that it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sabotage {
+pub(crate) enum Sabotage {
     /// None.
     Nothing,
     /// The router forgets one message to an edge after it counted as sent: this one of all Delivers.
@@ -44,7 +44,7 @@ pub enum Sabotage {
 
 impl Env {
     /// The beginning of the run with this seed.
-    pub fn new(seed: u64, sabotage: Sabotage) -> Self {
+    pub(crate) fn new(seed: u64, sabotage: Sabotage) -> Self {
         Self {
             ms: 0,
             rng: Rng::with_seed(seed),
@@ -56,18 +56,18 @@ impl Env {
     }
 
     /// The time as an edge sees it whose wall clock is off by so much.
-    pub fn edge_now(&self, skew_ms: i64) -> timer::Now {
+    pub(crate) fn edge_now(&self, skew_ms: i64) -> timer::Now {
         let tick = timer::Tick((self.ms / timer::TICK.as_millis() as u64) as u32);
         timer::Now { tick, unix_ms: START_UNIX_MS + self.ms as i64 + skew_ms }
     }
 
     /// The time as the router sees it.
-    pub fn router_now(&self) -> hub::Now {
+    pub(crate) fn router_now(&self) -> hub::Now {
         hub::Now { mono_ms: self.ms, unix_ms: START_UNIX_MS + self.ms as i64 }
     }
 
     /// True once in so many times.
-    pub fn once_in(&mut self, times: u32) -> bool {
+    pub(crate) fn once_in(&mut self, times: u32) -> bool {
         self.rng.u32(..times) == 0
     }
 }

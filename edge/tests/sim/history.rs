@@ -13,55 +13,55 @@ struct Sent {
 }
 
 /// Names a message: sending device, and its number there.
-pub type MessageName = (String, u32);
+pub(crate) type MessageName = (String, u32);
 
 /// Everything that clients have seen in one run.
 #[derive(Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     sent: BTreeMap<MessageName, Sent>,
     /// By device of a recipient, in order of arrival: what passed its sequence check.
     delivered: BTreeMap<String, Vec<(MessageName, u64)>>,
     /// Broken promises, as sentences.
-    pub violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
     /// What was counted, for a look at what runs exercise.
-    pub counts: BTreeMap<&'static str, u64>,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 /// What a message carries: its own name and its recipient.
-pub fn payload(name: &MessageName, to: &str, padding: usize) -> Vec<u8> {
+pub(crate) fn payload(name: &MessageName, to: &str, padding: usize) -> Vec<u8> {
     format!("{}/{}/{to}/{}", name.0, name.1, "x".repeat(padding)).into_bytes()
 }
 
 /// As a client message id.
-pub fn client_message_id(name: &MessageName) -> String {
+pub(crate) fn client_message_id(name: &MessageName) -> String {
     format!("{}/{}", name.0, name.1)
 }
 
 /// From a client message id.
-pub fn parse_name(id: &str) -> Option<MessageName> {
+pub(crate) fn parse_name(id: &str) -> Option<MessageName> {
     let (device, number) = id.split_once('/')?;
     Some((device.to_owned(), number.parse().ok()?))
 }
 
 impl History {
     /// A promise was broken.
-    pub fn violation(&mut self, ms: u64, sentence: String) {
+    pub(crate) fn violation(&mut self, ms: u64, sentence: String) {
         self.violations.push(format!("{ms} ms: {sentence}"));
     }
 
     /// One more of these.
-    pub fn count(&mut self, what: &'static str) {
+    pub(crate) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
     /// A client means to send.
-    pub fn note_sent(&mut self, name: &MessageName, to: &str) {
+    pub(crate) fn note_sent(&mut self, name: &MessageName, to: &str) {
         let sent = Sent { to: to.to_owned(), failed: false, message_id: None };
         self.sent.insert(name.clone(), sent);
     }
 
     /// A send was answered with an error.
-    pub fn note_failed(&mut self, name: &MessageName) {
+    pub(crate) fn note_failed(&mut self, name: &MessageName) {
         self.count("sends failed");
         if let Some(sent) = self.sent.get_mut(name) {
             sent.failed = true;
@@ -69,7 +69,7 @@ impl History {
     }
 
     /// A send was acknowledged.
-    pub fn note_acknowledged(&mut self, name: &MessageName, message_id: u64) {
+    pub(crate) fn note_acknowledged(&mut self, name: &MessageName, message_id: u64) {
         self.count("sends acknowledged");
         if let Some(sent) = self.sent.get_mut(name) {
             sent.message_id = Some(message_id);
@@ -77,7 +77,14 @@ impl History {
     }
 
     /// A message passed a device's sequence check.
-    pub fn note_delivered(&mut self, ms: u64, device: &str, user: &str, payload: &[u8], id: u64) {
+    pub(crate) fn note_delivered(
+        &mut self,
+        ms: u64,
+        device: &str,
+        user: &str,
+        payload: &[u8],
+        id: u64,
+    ) {
         self.count("delivered");
         let text = std::str::from_utf8(payload).unwrap_or_default();
         let mut parts = text.split('/');
@@ -91,7 +98,7 @@ impl History {
     }
 
     /// Whether `devices` (device, user) have got everything that was acknowledged, and all is acknowledged.
-    pub fn is_complete(&self, devices: &[(String, String)]) -> bool {
+    pub(crate) fn is_complete(&self, devices: &[(String, String)]) -> bool {
         self.sent.values().all(|sent| sent.message_id.is_some())
             && devices.iter().all(|(device, user)| {
                 let expected = self.sent.values().filter(|sent| sent.to == *user).count();
@@ -100,7 +107,7 @@ impl History {
     }
 
     /// Holds what was seen against what is promised, once everything has settled.
-    pub fn check(&mut self, ms: u64, devices: &[(String, String)]) {
+    pub(crate) fn check(&mut self, ms: u64, devices: &[(String, String)]) {
         let mut found = Vec::new();
         for (name, sent) in &self.sent {
             let Some(message_id) = sent.message_id else {
@@ -126,12 +133,7 @@ impl History {
 
     /// Messages of one sending device arrive in the order in which they were sent, but for those that were
     /// refused in between.
-    fn check_order(
-        &self,
-        device: &str,
-        delivered: &[(MessageName, u64)],
-        found: &mut Vec<String>,
-    ) {
+    fn check_order(&self, device: &str, delivered: &[(MessageName, u64)], found: &mut Vec<String>) {
         let mut last: BTreeMap<&str, u32> = BTreeMap::new();
         for (name, _) in delivered {
             let last = last.entry(&name.0).or_default();

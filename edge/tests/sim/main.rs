@@ -71,7 +71,10 @@ fn found(sabotage: Sabotage) -> Option<String> {
 #[test]
 fn a_forgotten_deliver_is_found() {
     let violation = found(Sabotage::DropDeliver(5)).expect("found");
-    assert!(violation.contains("a hole without a Gap") || violation.contains("got []"), "{violation}");
+    assert!(
+        violation.contains("a hole without a Gap") || violation.contains("got []"),
+        "{violation}"
+    );
 }
 
 #[test]

@@ -13,11 +13,11 @@ const RESET: i32 = 104;
 
 /// Names a stream for the whole run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamId(usize);
+pub(crate) struct StreamId(usize);
 
 /// The two ends of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// Who connected.
     Opener = 0,
     /// Who was connected to.
@@ -26,7 +26,7 @@ pub enum Side {
 
 /// What a reader finds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub(crate) enum Arrival {
     /// Nothing yet.
     Nothing,
     /// Some of what was written.
@@ -37,7 +37,7 @@ pub enum Arrival {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Net {
+pub(crate) struct Net {
     /// By stream; the pipe from the opener, then the one from the acceptor.
     streams: Vec<[Pipe; 2]>,
 }
@@ -54,13 +54,13 @@ struct Pipe {
 
 impl Net {
     /// A new stream.
-    pub fn open(&mut self) -> StreamId {
+    pub(crate) fn open(&mut self) -> StreamId {
         self.streams.push(Default::default());
         StreamId(self.streams.len() - 1)
     }
 
     /// Writes; where the stream is broken the bytes are lost, as in a kernel's buffer.
-    pub fn write(&mut self, ms: u64, rng: &mut Rng, id: StreamId, from: Side, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, ms: u64, rng: &mut Rng, id: StreamId, from: Side, bytes: &[u8]) {
         let pipe = &mut self.streams[id.0][from as usize];
         if pipe.end.is_some() || pipe.dark || bytes.is_empty() {
             return;
@@ -72,12 +72,12 @@ impl Net {
     }
 
     /// Whether a writer on this side may write more.
-    pub fn has_room(&self, id: StreamId, from: Side) -> bool {
+    pub(crate) fn has_room(&self, id: StreamId, from: Side) -> bool {
         self.streams[id.0][from as usize].bytes < PIPE_BYTES_MAX
     }
 
     /// Reads on this side what has arrived, or a part of it.
-    pub fn read(&mut self, ms: u64, rng: &mut Rng, id: StreamId, side: Side) -> Arrival {
+    pub(crate) fn read(&mut self, ms: u64, rng: &mut Rng, id: StreamId, side: Side) -> Arrival {
         let pipe = &mut self.streams[id.0][1 - side as usize];
         if pipe.dark {
             return Arrival::Nothing;
@@ -99,13 +99,13 @@ impl Net {
     }
 
     /// Closes this side: the other reads what is on its way, then the end.
-    pub fn close(&mut self, id: StreamId, side: Side) {
+    pub(crate) fn close(&mut self, id: StreamId, side: Side) {
         let pipe = &mut self.streams[id.0][side as usize];
         pipe.end = pipe.end.or(Some(0));
     }
 
     /// Breaks the stream: of what is on its way some arrives, then both sides read an error.
-    pub fn cut(&mut self, rng: &mut Rng, id: StreamId) {
+    pub(crate) fn cut(&mut self, rng: &mut Rng, id: StreamId) {
         for pipe in &mut self.streams[id.0] {
             let mut left = rng.usize(..=pipe.bytes);
             for (_, bytes) in &mut pipe.chunks {
@@ -119,7 +119,7 @@ impl Net {
     }
 
     /// Both directions go dark: each side has to find out by the other's silence.
-    pub fn lose(&mut self, id: StreamId) {
+    pub(crate) fn lose(&mut self, id: StreamId) {
         for pipe in &mut self.streams[id.0] {
             *pipe = Pipe { dark: true, ..Pipe::default() };
         }

@@ -18,12 +18,12 @@ use crate::disk::{Committer, PARTITIONS};
 use crate::env::{Env, Sabotage};
 
 /// Owners of a router.
-pub const OWNERS: usize = 2;
+pub(crate) const OWNERS: usize = 2;
 /// How often time is told to a Hub.
 const TICK_MS: u64 = 100;
 
 /// See the module.
-pub struct Owner {
+pub(crate) struct Owner {
     index: usize,
     hubs: Vec<Hub>,
     links: Vec<(EdgeId, Arc<Outgoing>)>,
@@ -32,14 +32,14 @@ pub struct Owner {
     ticked_at_ms: u64,
     delivers: u32,
     /// What links and other owners said.
-    pub inbox: VecDeque<ToOwner>,
+    pub(crate) inbox: VecDeque<ToOwner>,
     /// What committer and saver said.
-    pub answers: VecDeque<Answer>,
+    pub(crate) answers: VecDeque<Answer>,
 }
 
 impl Owner {
     /// An owner of these Hubs.
-    pub fn new(index: usize, hubs: Vec<Hub>) -> Self {
+    pub(crate) fn new(index: usize, hubs: Vec<Hub>) -> Self {
         Self {
             index,
             hubs,
@@ -54,7 +54,7 @@ impl Owner {
     }
 
     /// Handles some of what waits. Returns receipts for other owners.
-    pub fn turn(&mut self, env: &mut Env, committer: &mut Committer) -> Vec<Receipt> {
+    pub(crate) fn turn(&mut self, env: &mut Env, committer: &mut Committer) -> Vec<Receipt> {
         for _ in 0..env.rng.usize(..=self.answers.len()) {
             let Some(answer) = self.answers.pop_front() else { break };
             self.handle_answer(env, answer, committer);

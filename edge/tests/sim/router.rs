@@ -25,12 +25,12 @@ use crate::net::{Arrival, Side, StreamId};
 use crate::owner::{OWNERS, Owner};
 
 /// Unacknowledged deliveries that are let out to one device.
-pub const WINDOW_MESSAGES: usize = 3;
+pub(crate) const WINDOW_MESSAGES: usize = 3;
 /// Without a frame for this long an edge is given up.
 const LEASE_MS: u64 = 1_500;
 
 /// See the module.
-pub struct Router {
+pub(crate) struct Router {
     owners: Vec<Owner>,
     committer: Committer,
     edges: Edges,
@@ -38,7 +38,7 @@ pub struct Router {
     leases: Vec<Lease>,
     epoch: u64,
     /// Streams that edges have opened and nobody has looked at.
-    pub accepting: Vec<StreamId>,
+    pub(crate) accepting: Vec<StreamId>,
 }
 
 struct Link {
@@ -69,7 +69,7 @@ struct Ended;
 
 impl Router {
     /// A router that has read its disk.
-    pub fn start(env: &mut Env, disk: &Disk) -> Self {
+    pub(crate) fn start(env: &mut Env, disk: &Disk) -> Self {
         let wide = env.sabotage == Sabotage::WideWindow;
         let config = HubConfig {
             window_messages: if wide { WINDOW_MESSAGES + 1 } else { WINDOW_MESSAGES },
@@ -91,7 +91,7 @@ impl Router {
     }
 
     /// The process dies. What its threads were about to write is written or not.
-    pub fn die(mut self, env: &mut Env, disk: &mut Disk) {
+    pub(crate) fn die(mut self, env: &mut Env, disk: &mut Disk) {
         for stream in self.links.iter().map(|link| link.stream).chain(self.accepting.drain(..)) {
             env.net.cut(&mut env.rng, stream);
         }
@@ -102,7 +102,7 @@ impl Router {
     }
 
     /// Some of its tasks get to run.
-    pub fn turn(&mut self, env: &mut Env, disk: &mut Disk) {
+    pub(crate) fn turn(&mut self, env: &mut Env, disk: &mut Disk) {
         for stream in self.accepting.drain(..) {
             self.links.push(Link {
                 stream,

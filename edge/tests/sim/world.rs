@@ -23,7 +23,7 @@ const TROUBLE_MS: u64 = 12_000;
 const SETTLE_MS: u64 = 60_000;
 
 /// See the module.
-pub struct World {
+pub(crate) struct World {
     env: Env,
     config: Arc<Config>,
     edges: Vec<Option<Edge>>,
@@ -44,7 +44,7 @@ pub struct World {
 
 impl World {
     /// Runs one seed to its end.
-    pub fn run(seed: u64, config: &Arc<Config>, sabotage: Sabotage) -> History {
+    pub(crate) fn run(seed: u64, config: &Arc<Config>, sabotage: Sabotage) -> History {
         let mut world = Self::new(seed, config, sabotage);
         world.env.calm = true;
         world.run_until(WARM_UP_MS, |world| world.clients.iter().all(Client::was_welcomed));
