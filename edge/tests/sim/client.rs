@@ -134,6 +134,7 @@ impl Client {
         };
         env.history.count("connections");
         let stream = env.net.open();
+        env.trace(|| format!("{} connects to edge {place}, has seen {}", self.device, self.seen));
         edge.accept(env, stream);
         env.net.write(env.ms, &mut env.rng, stream, Side::Opener, HEAD);
         self.session = Some(Session {
@@ -267,6 +268,7 @@ impl Client {
             env.history.violation(env.ms, format!("a hole without a Gap: {sentence}"));
         }
         self.seen = sequence;
+        env.trace(|| format!("{} gets {sequence} as {:x}", self.device, deliver.message_id));
         let (device, user) = (&self.device, &self.user);
         env.history.note_delivered(env.ms, device, user, deliver.payload, deliver.message_id);
     }
@@ -282,6 +284,7 @@ impl Client {
             }
             return;
         };
+        env.trace(|| format!("{} gets {ack:?}", self.device));
         match ack.error {
             None => {
                 let sending = self.sends.remove(index);
@@ -291,7 +294,7 @@ impl Client {
                 let sending = &mut self.sends[index];
                 sending.in_flight = false;
                 sending.not_before_ms = env.ms + env.rng.u64(50..1_000);
-                env.history.note_failed(&sending.name);
+                env.history.count("sends failed");
                 if !error.retryable {
                     env.history.violation(env.ms, format!("{}: {error:?}", self.device));
                 }
@@ -349,6 +352,7 @@ impl Client {
             in_flight += 1;
             sending.in_flight = true;
             let (id, to) = (client_message_id(&sending.name), sending.to.clone());
+            env.trace(|| format!("{} says {id} to {to}", self.device));
             let payload = payload(&sending.name, &to, env.rng.usize(..200));
             let (client_message_id, to_user) = (id.as_str(), to.as_str());
             let send = Send { client_message_id, to_user, payload: &payload, ..Send::default() };

@@ -11,8 +11,11 @@ use hawser_edge::metrics::Counters;
 use hawser_edge::shard::{Event, Output, Shard};
 use hawser_edge::timer::Now;
 use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
+use hawser_edge::ws;
+use hawser_proto::view::client::{SendAck, ServerFrame};
 
 use crate::env::Env;
+use crate::history::parse_name;
 use crate::net::{Arrival, Side, StreamId};
 
 /// Shards of an edge.
@@ -236,6 +239,7 @@ fn perform(env: &mut Env, sockets: &mut [Option<Socket>], output: Output) {
         Output::Send { key, socket, bytes } => {
             if let Some(socket) = &mut sockets[socket as usize] {
                 assert!(socket.sending.is_none(), "one send at a time");
+                note_errors(env, &bytes);
                 socket.sending = Some((key, bytes));
             }
         }
@@ -248,6 +252,33 @@ fn perform(env: &mut Env, sockets: &mut [Option<Socket>], output: Output) {
             if let Some(socket) = sockets[socket as usize].take() {
                 env.net.close(socket.stream, Side::Acceptor);
             }
+        }
+    }
+}
+
+/// Notes which sends are answered with an error: the answer may not reach the client.
+fn note_errors(env: &mut Env, sent: &[u8]) {
+    let head_bytes = if sent.starts_with(b"HTTP/1.1 101 ") {
+        sent.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4)
+    } else if sent.starts_with(b"HTTP/1.1 ") {
+        // A refusal, with a body.
+        sent.len()
+    } else {
+        0
+    };
+    let mut frames = sent[head_bytes..].to_vec();
+    let settings = ws::Settings { role: ws::Role::Client, message_bytes_max: 1 << 20 };
+    let (mut decoder, mut pool, mut at) = (ws::Decoder::default(), ws::Pool::default(), 0);
+    while at < frames.len() {
+        let next = decoder.next(&mut frames[at..], &settings, &mut pool);
+        let (taken, item) = next.expect("an edge sends whole frames");
+        at += taken;
+        if let Some(ws::Item::Message { payload, .. }) = item
+            && let Ok(ServerFrame::SendAck(SendAck { client_message_id, error: Some(_), .. })) =
+                ServerFrame::read(payload)
+            && let Some(name) = parse_name(client_message_id)
+        {
+            env.history.note_failed(&name);
         }
     }
 }

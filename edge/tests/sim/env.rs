@@ -23,6 +23,7 @@ pub(crate) struct Env {
     pub(crate) history: History,
     /// Nothing is broken any more, and nobody dawdles.
     pub(crate) calm: bool,
+    traced: bool,
     /// What is wrong on purpose.
     pub(crate) sabotage: Sabotage,
 }
@@ -51,6 +52,7 @@ impl Env {
             net: Net::default(),
             history: History::default(),
             calm: false,
+            traced: std::env::var_os("HAWSER_SIM_TRACE").is_some(),
             sabotage,
         }
     }
@@ -64,6 +66,13 @@ impl Env {
     /// The time as the router sees it.
     pub(crate) fn router_now(&self) -> hub::Now {
         hub::Now { mono_ms: self.ms, unix_ms: START_UNIX_MS + self.ms as i64 }
+    }
+
+    /// Tells what happens, when the run is of one seed and shall be looked at (`HAWSER_SIM_TRACE`).
+    pub(crate) fn trace(&self, sentence: impl FnOnce() -> String) {
+        if self.traced {
+            println!("{:>6} ms: {}", self.ms, sentence());
+        }
     }
 
     /// True once in so many times.

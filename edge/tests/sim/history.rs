@@ -60,9 +60,8 @@ impl History {
         self.sent.insert(name.clone(), sent);
     }
 
-    /// A send was answered with an error.
+    /// A send was answered with an error, whether or not the answer reached its sender.
     pub(crate) fn note_failed(&mut self, name: &MessageName) {
-        self.count("sends failed");
         if let Some(sent) = self.sent.get_mut(name) {
             sent.failed = true;
         }

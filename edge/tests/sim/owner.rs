@@ -1,6 +1,6 @@
 //! Stands in for `owner::Owner`, which reads the clock by itself: the same steps, on virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use hawser_router::registry::EdgeId;
 
 use crate::disk::{Committer, PARTITIONS};
 use crate::env::{Env, Sabotage};
+use crate::history::{MessageName, parse_name};
 
 /// Owners of a router.
 pub(crate) const OWNERS: usize = 2;
@@ -31,6 +32,8 @@ pub(crate) struct Owner {
     records: Vec<(PartitionId, Bytes)>,
     ticked_at_ms: u64,
     delivers: u32,
+    /// What is on its way to the log, by who waits for it.
+    sends: BTreeMap<(EdgeId, u64, u64), MessageName>,
     /// What links and other owners said.
     pub(crate) inbox: VecDeque<ToOwner>,
     /// What committer and saver said.
@@ -48,6 +51,7 @@ impl Owner {
             records: Vec::new(),
             ticked_at_ms: 0,
             delivers: 0,
+            sends: BTreeMap::new(),
             inbox: VecDeque::new(),
             answers: VecDeque::new(),
         }
@@ -74,7 +78,13 @@ impl Owner {
         match message {
             ToOwner::Batch(edge, session, messages) => {
                 for (partition, mut message) in messages {
+                    if let Inbound::Send(send) = &message
+                        && let Some(name) = parse_name(&send.client_message_id)
+                    {
+                        self.sends.insert((edge, send.connection, send.ticket), name);
+                    }
                     sabotage_send(env, &mut message);
+                    env.trace(|| format!("router hears of edge {edge:?}.{session:?} {message:?}"));
                     let event = Event::Link { edge, session, message };
                     self.apply(env, committer, partition, event);
                 }
@@ -165,12 +175,19 @@ impl Owner {
             committer.requests.push_back(request);
         }
         for (edge, message) in self.effects.outbound.drain(..) {
+            if let Outbound::SendAck(ack) = &message
+                && let Some(name) = self.sends.remove(&(edge, ack.connection, ack.ticket))
+                && ack.failure.is_some()
+            {
+                env.history.note_failed(&name);
+            }
             if matches!(message, Outbound::Deliver(_)) {
                 self.delivers += 1;
                 if env.sabotage == Sabotage::DropDeliver(self.delivers) {
                     continue;
                 }
             }
+            env.trace(|| format!("router tells edge {edge:?} {message:?}"));
             if let Some((_, link)) = self.links.iter().find(|(known, _)| *known == edge) {
                 link.push_all([message]).expect("far from the bound");
             }

@@ -48,6 +48,8 @@ impl World {
         let mut world = Self::new(seed, config, sabotage);
         world.env.calm = true;
         world.run_until(WARM_UP_MS, |world| world.clients.iter().all(Client::was_welcomed));
+        // A device that was never seen counts once its record is durable, a moment after its Welcome.
+        world.run_until(world.env.ms + 500, |_| false);
         world.env.calm = false;
         world.run_until(world.env.ms + TROUBLE_MS, |_| false);
         world.env.calm = true;
@@ -155,6 +157,11 @@ impl World {
     fn trouble(&mut self) {
         let env = &mut self.env;
         let hits = self.rarity.map(|rarity| env.once_in(rarity));
+        if hits.contains(&true) {
+            let names = "link leave stall edge_dies router_dies log store lost_link".split(' ');
+            let hits: Vec<_> = names.zip(hits).filter(|(_, hit)| *hit).collect();
+            env.trace(|| format!("trouble: {hits:?}"));
+        }
         let [link, leave, stall, edge_dies, router_dies, log, store, lost_link] = hits;
         let ms = env.ms;
         let client = env.rng.usize(..self.clients.len());
