@@ -90,6 +90,7 @@ impl Owner {
                 }
             }
             ToOwner::EdgeUp(edge, session, outgoing) => {
+                self.send_out(env);
                 self.links.retain(|(known, _)| *known != edge);
                 self.links.push((edge, outgoing));
                 self.apply_all(env, committer, || Event::EdgeUp(edge, session));
@@ -174,6 +175,11 @@ impl Owner {
             let request = Request::Append { owner: self.index, records, durable };
             committer.requests.push_back(request);
         }
+        self.send_out(env);
+        others
+    }
+
+    fn send_out(&mut self, env: &mut Env) {
         for (edge, message) in self.effects.outbound.drain(..) {
             if let Outbound::SendAck(ack) = &message
                 && let Some(name) = self.sends.remove(&(edge, ack.connection, ack.ticket))
@@ -192,7 +198,6 @@ impl Owner {
                 link.push_all([message]).expect("far from the bound");
             }
         }
-        others
     }
 }
 
