@@ -120,8 +120,9 @@ impl Hub {
             return;
         };
         let Some(inbox) = self.users.get_mut(&user) else { return };
+        let last = inbox.last();
         let Some(delivery) = &mut inbox.devices_mut()[device].delivery else { return };
-        let acked = delivery.acknowledge(ack.sequence);
+        let acked = delivery.acknowledge(ack.sequence, last);
         let moved = inbox.move_cursor(device, acked);
         let device_record = &mut inbox.devices_mut()[device];
         device_record.seen_at_ms = now.unix_ms;

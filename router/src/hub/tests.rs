@@ -358,6 +358,26 @@ fn a_device_that_was_welcomed_keeps_its_messages_when_another_comes_first_after_
 }
 
 #[test]
+fn an_acknowledgement_of_what_an_earlier_session_delivered_counts() {
+    let mut world = World::new();
+    for id in 0..3 {
+        world.send("bob", id);
+    }
+    world.commit(9);
+    world.save();
+    world.crash();
+    world.send("bob", 9);
+    world.commit(9);
+    world.store.set_refuses(true);
+    // The three are only in the store: nothing can be delivered yet, and the device has them already.
+    world.register(2, "bob", Some(0));
+    world.ack(2, "bob", 3);
+    world.store.set_refuses(false);
+    world.pass(100);
+    assert_eq!(world.delivered(), [(2, 4)]);
+}
+
+#[test]
 fn a_snapshot_whose_inbox_cannot_be_read_is_told_so_the_client_comes_back() {
     let mut world = World::new();
     world.store.set_refuses(true);
