@@ -175,8 +175,10 @@ impl PendingSends {
         self.resend.is_some()
     }
 
-    /// The bytes of the next send that has to go out once more.
-    pub fn next_resend(&mut self) -> Option<&[u8]> {
+    /// The bytes of the next send that has to go out once more. Those of connections that are not `here` any more
+    /// do not: their clients repeat them elsewhere, and of a row of sends the first may have expired meanwhile,
+    /// so that the later ones would come before it.
+    pub fn next_resend(&mut self, here: impl Fn(ConnKey) -> bool) -> Option<&[u8]> {
         loop {
             let ticket = self.resend?.max(self.first_ticket);
             let at = (ticket - self.first_ticket) as usize;
@@ -185,8 +187,8 @@ impl PendingSends {
                 return None;
             }
             self.resend = Some(ticket + 1);
-            if !self.entries[at].answered {
-                let entry = &self.entries[at];
+            let entry = &self.entries[at];
+            if !entry.answered && here(entry.key) {
                 let (start, end) = (entry.start as usize, (entry.start + entry.bytes) as usize);
                 let block = self.block_of(at)?;
                 return self.blocks[block].bytes.get(start..end);
@@ -294,13 +296,26 @@ mod tests {
         }
         pending.answer(2);
         pending.start_resend();
-        assert_eq!(pending.next_resend().map(ticket_in), Some(1));
+        assert_eq!(pending.next_resend(|_| true).map(ticket_in), Some(1));
         pending.push(key(4), Tick(10), send("m", b"x")).unwrap();
         assert!(pending.resending());
-        assert_eq!(pending.next_resend().map(ticket_in), Some(3));
-        assert_eq!(pending.next_resend().map(ticket_in), Some(4));
-        assert_eq!(pending.next_resend(), None);
+        assert_eq!(pending.next_resend(|_| true).map(ticket_in), Some(3));
+        assert_eq!(pending.next_resend(|_| true).map(ticket_in), Some(4));
+        assert_eq!(pending.next_resend(|_| true), None);
         assert!(!pending.resending());
+    }
+
+    #[test]
+    fn sends_of_a_client_that_left_do_not_go_out_again() {
+        let mut pending = PendingSends::default();
+        for n in [1, 2, 1, 2] {
+            pending.push(key(n), Tick(10), send("m", b"x")).unwrap();
+        }
+        pending.start_resend();
+        let here = |known: ConnKey| known == key(2);
+        assert_eq!(pending.next_resend(here).map(ticket_in), Some(2));
+        assert_eq!(pending.next_resend(here).map(ticket_in), Some(4));
+        assert_eq!(pending.next_resend(here), None);
     }
 
     #[test]

@@ -64,9 +64,12 @@ impl Delivery {
         self.sent
     }
 
-    /// Takes an acknowledgement, of no more than was sent. Answers the sequence that counts.
-    pub fn acknowledge(&mut self, sequence: u64) -> u64 {
-        self.acked = self.acked.max(sequence.min(self.sent));
+    /// Takes an acknowledgement, of no more than `last`, the highest sequence given so far. It may be of more than
+    /// was sent here: the device has it from an earlier session, and will not acknowledge it twice. Answers the
+    /// sequence that counts.
+    pub fn acknowledge(&mut self, sequence: u64, last: u64) -> u64 {
+        self.acked = self.acked.max(sequence.min(last));
+        self.sent = self.sent.max(self.acked);
         while let Some((_, bytes)) = self.in_flight.pop_front_if(|(first, _)| *first <= self.acked)
         {
             self.in_flight_bytes -= bytes as usize;

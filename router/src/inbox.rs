@@ -83,8 +83,10 @@ pub struct Device {
     pub id: Box<str>,
     /// Highest sequence that it has taken over; it never moves back.
     pub cursor: u64,
-    /// The cursor that is on its way to the log or there already.
-    pub logged_cursor: u64,
+    /// The cursor that is on its way to the log or there already; `None` when none is.
+    pub logged_cursor: Option<u64>,
+    /// It stands in the log or in the store, and so outlives the process.
+    pub lasting: bool,
     /// When it was last seen, in milliseconds since the epoch.
     pub seen_at_ms: i64,
     /// Present while it is connected.
@@ -254,7 +256,8 @@ impl Inbox {
         self.devices.push(Device {
             id: id.into(),
             cursor: self.floor - 1,
-            logged_cursor: 0,
+            logged_cursor: None,
+            lasting: false,
             seen_at_ms,
             delivery: None,
         });
@@ -399,7 +402,8 @@ fn device_from_record(record: DeviceRecord) -> Device {
     Device {
         id: record.device.into(),
         cursor: record.cursor,
-        logged_cursor: record.cursor,
+        logged_cursor: Some(record.cursor),
+        lasting: true,
         seen_at_ms: record.seen_at_ms,
         delivery: None,
     }

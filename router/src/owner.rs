@@ -197,6 +197,8 @@ impl Owner {
                 }
             }
             ToOwner::EdgeUp(edge, session, outgoing) => {
+                // What was let out before is for the old link, and may follow on messages that were lost with it.
+                self.send_out();
                 self.links.insert(edge, outgoing);
                 self.apply_all(|| Event::EdgeUp(edge, session));
             }
@@ -341,5 +343,80 @@ impl Owner {
     fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Now { mono_ms: self.started.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as i64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hawser_proto::link::{Register, RouterBatch, Send};
+    use prost::Message as _;
+
+    use super::*;
+    use crate::hub::HubConfig;
+    use crate::queue::Offset;
+    use crate::store::memory::MemoryStore;
+
+    const EDGE: EdgeId = EdgeId(0);
+
+    fn owner() -> (Owner, blocking::Receiver<Request>) {
+        let config = HubConfig {
+            window_messages: 4,
+            inbox_messages_max: 20,
+            inbox_age_max_ms: 1_000_000,
+            memory_bytes_max: 1_000_000,
+        };
+        let hub = Hub::new(0, config, Arc::new(MemoryStore::default())).unwrap();
+        let (committer, requests) = blocking::channel();
+        let ways = Ways {
+            owners: vec![mpsc::channel(1).0],
+            committer,
+            saver: blocking::channel().0,
+            metrics: Arc::new(Metrics::new(1)),
+            partitions: 1,
+        };
+        (Owner::new(0, vec![hub], ways), requests)
+    }
+
+    fn commit(owner: &mut Owner, requests: &blocking::Receiver<Request>, next: &mut Offset) {
+        owner.flush();
+        while let Ok(Request::Append { records, .. }) = requests.try_recv() {
+            let places = records.iter().zip(*next..).map(|((partition, _), at)| (*partition, at));
+            let places: Vec<_> = places.collect();
+            *next += places.len() as Offset;
+            owner.handle_answer(Answer::Queue(Reply::Committed(places)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_let_out_on_a_link_does_not_go_out_on_the_next() {
+        let (mut owner, requests) = owner();
+        let links = [Arc::new(Outgoing::default()), Arc::new(Outgoing::default())];
+        let register = Register {
+            connection: 7,
+            user: "bob".to_owned(),
+            device: "phone".to_owned(),
+            ..Register::default()
+        };
+        let send = Send {
+            connection: 8,
+            ticket: 1,
+            from: "alice".to_owned(),
+            client_message_id: "1".to_owned(),
+            to_user: "bob".to_owned(),
+            ..Send::default()
+        };
+        let messages = vec![(0, Inbound::Register(register)), (0, Inbound::Send(send))];
+        owner.handle(ToOwner::EdgeUp(EDGE, Session(1), Arc::clone(&links[0])));
+        owner.handle(ToOwner::Batch(EDGE, Session(1), messages));
+        // The message becomes durable and is let out, and before anything is written a newer link is there.
+        commit(&mut owner, &requests, &mut 1);
+        owner.handle(ToOwner::EdgeUp(EDGE, Session(2), Arc::clone(&links[1])));
+        owner.flush();
+        let mut bytes = Vec::new();
+        links[0].take(&mut bytes).await;
+        let batch = RouterBatch::decode(&bytes[hawser_proto::framing::LENGTH_BYTES..]).unwrap();
+        assert_eq!(batch.messages.len(), 2, "SendAck and Deliver: {batch:?}");
+        let nothing = tokio::time::timeout(Duration::ZERO, links[1].take(&mut Vec::new())).await;
+        assert!(nothing.is_err(), "the new link hears of it when the client is registered on it");
     }
 }

@@ -108,7 +108,9 @@ impl Shard {
             if self.congested {
                 return;
             }
-            let Some(bytes) = self.pending.next_resend() else { return };
+            let conns = &self.conns;
+            let here = |key| conns.get(key).is_some_and(|conn| conn.session().is_some());
+            let Some(bytes) = self.pending.next_resend(here) else { return };
             open_batch(&mut self.batch).extend_from_slice(bytes);
             self.close_batch(LINK_BATCH_BYTES);
         }

@@ -26,7 +26,6 @@ impl Hub {
         out: &mut Effects,
     ) {
         let connection = ConnectionRef { edge, connection: register.connection };
-        let answer = register.answer;
         let within = |text: &str, bytes_max: usize| (1..=bytes_max).contains(&text.len());
         let refused = if !within(&register.user, limits::USER_BYTES_MAX)
             || !within(&register.device, limits::DEVICE_BYTES_MAX)
@@ -46,9 +45,8 @@ impl Hub {
                 resumed: false,
                 failure: refused,
             };
-            if answer {
-                out.outbound.push((edge, Outbound::Registered(registered)));
-            }
+            // Told also where no answer was asked for: the edge believes that this client is delivered to.
+            out.outbound.push((edge, Outbound::Registered(registered)));
             return;
         }
         let registration = Registration {
@@ -96,6 +94,7 @@ impl Hub {
         inbox.devices_mut()[device].delivery = Some(Delivery::new(connection, start));
         self.saving.note_changed(&user, inbox);
         self.saving.note_moved(&user, inbox);
+        self.log_devices(&user, out);
         if register.answer {
             let registered = Registered {
                 connection: connection.connection,
@@ -121,8 +120,9 @@ impl Hub {
             return;
         };
         let Some(inbox) = self.users.get_mut(&user) else { return };
+        let last = inbox.last();
         let Some(delivery) = &mut inbox.devices_mut()[device].delivery else { return };
-        let acked = delivery.acknowledge(ack.sequence);
+        let acked = delivery.acknowledge(ack.sequence, last);
         let moved = inbox.move_cursor(device, acked);
         let device_record = &mut inbox.devices_mut()[device];
         device_record.seen_at_ms = now.unix_ms;

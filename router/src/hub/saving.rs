@@ -10,7 +10,7 @@ use ahash::{AHashMap, AHashSet};
 use prost::Message as _;
 
 use super::{Appending, Effects, Hub, Now};
-use crate::inbox::Inbox;
+use crate::inbox::{Device, Inbox};
 use crate::limits;
 use crate::queue::Offset;
 use crate::record::{CursorRecord, Kind, MessageRecord, Record, SendKey};
@@ -249,22 +249,27 @@ impl Hub {
             }
             inbox.moved = false;
             for device in inbox.devices_mut() {
-                if device.cursor == device.logged_cursor && device.cursor > 0 {
+                if device.logged_cursor == Some(device.cursor) {
                     continue;
                 }
                 budget = budget.saturating_sub(1);
-                device.logged_cursor = device.cursor;
-                let kind = Kind::Cursor(CursorRecord {
-                    user: user.to_string(),
-                    device: device.id.to_string(),
-                    cursor: device.cursor,
-                    seen_at_ms: device.seen_at_ms,
-                });
-                out.append.push(Record::from(kind.clone()).to_bytes());
+                let kind = log_cursor(&user, device, out);
                 self.appending.push_back(Appending { kind, replayed: self.replayed });
             }
         }
         self.saving.moved = left;
+    }
+
+    /// Hands out a record for every device of `user` that may not outlive the process: when it comes for the first
+    /// time, and in front of every message until it stands in the log. Otherwise, after a crash, the devices that
+    /// are known would free messages that this one does not have.
+    pub(super) fn log_devices(&mut self, user: &str, out: &mut Effects) {
+        let Some(inbox) = self.users.get_mut(user) else { return };
+        for device in inbox.devices_mut().iter_mut().filter(|device| !device.lasting) {
+            let kind = log_cursor(user, device, out);
+            self.appending.push_back(Appending { kind, replayed: self.replayed });
+            out.append_durable = true;
+        }
     }
 
     /// A cursor did not get into the log: it is tried again with the next flush.
@@ -273,7 +278,7 @@ impl Hub {
         let user = Arc::clone(user);
         let Some(inbox) = self.users.get_mut(&user) else { return };
         for device in inbox.devices_mut().iter_mut().filter(|device| *device.id == cursor.device) {
-            device.logged_cursor = 0;
+            device.logged_cursor = None;
         }
         inbox.moved = true;
         self.saving.moved.insert(user);
@@ -287,11 +292,25 @@ impl Hub {
         let was_moved = inbox.moved;
         inbox.move_cursor(index, cursor.cursor);
         let device = &mut inbox.devices_mut()[index];
-        device.logged_cursor = device.logged_cursor.max(cursor.cursor);
+        device.logged_cursor = device.logged_cursor.max(Some(cursor.cursor));
+        device.lasting = true;
         // What comes out of the log need not go in again.
         inbox.moved = was_moved;
         let cursor = cursor.cursor.min(inbox.last());
         let _ = inbox.take_delivered(cursor);
         self.saving.note_changed(&user, inbox);
     }
+}
+
+/// Hands out a record with a device's cursor.
+fn log_cursor(user: &str, device: &mut Device, out: &mut Effects) -> Kind {
+    device.logged_cursor = Some(device.cursor);
+    let kind = Kind::Cursor(CursorRecord {
+        user: user.to_owned(),
+        device: device.id.to_string(),
+        cursor: device.cursor,
+        seen_at_ms: device.seen_at_ms,
+    });
+    out.append.push(Record::from(kind.clone()).to_bytes());
+    kind
 }

@@ -65,6 +65,7 @@ impl Hub {
         if let Some(inbox) = self.users.get_mut(send.to_user.as_str()) {
             inbox.appending += 1;
         }
+        self.log_devices(&send.to_user, out);
         let message = MessageRecord {
             to: send.to_user,
             from: send.from,

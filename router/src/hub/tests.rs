@@ -230,6 +230,7 @@ fn a_refused_send_that_is_in_the_log_counts_once_when_it_is_sent_again() {
     for sent_before_catching_up in [false, true] {
         let mut world = World::new();
         world.register(2, "bob", None);
+        world.commit(9);
         world.take();
         world.send("bob", 1);
         world.refuse(true);
@@ -257,6 +258,7 @@ fn a_refused_send_that_is_in_the_log_counts_once_when_it_is_sent_again() {
 fn a_repetition_in_the_log_is_found_when_a_checkpoint_stands_between_the_two() {
     let mut world = World::new();
     world.register(2, "bob", None);
+    world.commit(9);
     world.send("bob", 1);
     world.refuse(true);
     world.send("bob", 1);
@@ -265,7 +267,7 @@ fn a_repetition_in_the_log_is_found_when_a_checkpoint_stands_between_the_two() {
     world.take();
     world.commit(9);
     assert!(world.delivered().is_empty());
-    assert_eq!(world.log.end(0), 3);
+    assert_eq!(world.log.end(0), 4);
     world.crash();
     world.register(2, "bob", Some(0));
     assert_eq!(world.delivered(), [(2, 1)]);
@@ -332,6 +334,63 @@ fn a_refused_cursor_is_tried_again() {
     world.refuse(false);
     world.pass(limits::CURSOR_FLUSH_MS);
     assert_eq!(world.unwritten.len(), 1);
+}
+
+#[test]
+fn a_device_that_was_welcomed_keeps_its_messages_when_another_comes_first_after_a_crash() {
+    for device_is_refused in [false, true] {
+        let mut world = World::new();
+        world.register(2, "bob", None);
+        world.register(3, "bob", None);
+        if device_is_refused {
+            world.refuse(false);
+            world.refuse(false);
+        }
+        world.send("bob", 1);
+        world.commit(9);
+        world.crash();
+        world.register(3, "bob", Some(0));
+        world.ack(3, "bob", 1);
+        world.take();
+        world.register(2, "bob", Some(0));
+        assert_eq!(world.delivered(), [(2, 1)], "refused: {device_is_refused}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_of_what_an_earlier_session_delivered_counts() {
+    let mut world = World::new();
+    for id in 0..3 {
+        world.send("bob", id);
+    }
+    world.commit(9);
+    world.save();
+    world.crash();
+    world.send("bob", 9);
+    world.commit(9);
+    world.store.set_refuses(true);
+    // The three are only in the store: nothing can be delivered yet, and the device has them already.
+    world.register(2, "bob", Some(0));
+    world.ack(2, "bob", 3);
+    world.store.set_refuses(false);
+    world.pass(100);
+    assert_eq!(world.delivered(), [(2, 4)]);
+}
+
+#[test]
+fn a_snapshot_whose_inbox_cannot_be_read_is_told_so_the_client_comes_back() {
+    let mut world = World::new();
+    world.store.set_refuses(true);
+    world.link(Inbound::Register(Register {
+        connection: 2,
+        user: "bob".to_owned(),
+        device: "phone".to_owned(),
+        snapshot: true,
+        ..Register::default()
+    }));
+    let heard = world.take();
+    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    assert!(registered.failure.as_ref().is_some_and(|failure| failure.retryable));
 }
 
 #[test]
