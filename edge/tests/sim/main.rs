@@ -7,7 +7,8 @@
 //!
 //! [`world`] starts and breaks things, [`history`] holds what clients saw against what is promised. A failure
 //! names its seed: `HAWSER_SIM_SEED=7 cargo test -p hawser-edge --test sim` runs that one again, and
-//! `HAWSER_SIM_SEEDS=10000` runs that many.
+//! `HAWSER_SIM_SEEDS=10000` runs that many; with `HAWSER_SIM_TRACE=1` it tells its story. Everything but the order of
+//! the router's hash tables comes from the seed: a rare failure that hangs on that order may take a few tries.
 
 mod client;
 mod disk;
