@@ -64,11 +64,12 @@ impl Delivery {
         self.sent
     }
 
-    /// Takes an acknowledgement, of no more than `last`, the highest sequence given so far. It may be of more than
-    /// was sent here: the device has it from an earlier session, and will not acknowledge it twice. Answers the
-    /// sequence that counts.
+    /// Takes an acknowledgement; `last` is the highest sequence given so far. It may be of more than was sent
+    /// here: the device has it from an earlier session, and will not acknowledge it twice. One of a sequence that
+    /// was never given is a mistake, and counts only as far as was sent. Answers the sequence that counts.
     pub fn acknowledge(&mut self, sequence: u64, last: u64) -> u64 {
-        self.acked = self.acked.max(sequence.min(last));
+        let counts = if sequence <= last { sequence } else { self.sent };
+        self.acked = self.acked.max(counts);
         self.sent = self.sent.max(self.acked);
         while let Some((_, bytes)) = self.in_flight.pop_front_if(|(first, _)| *first <= self.acked)
         {

@@ -12,13 +12,33 @@ const BACKLOG: i32 = 65_535;
 /// How long sent bytes may stay unacknowledged before the kernel gives the peer up (tcp(7), TCP_USER_TIMEOUT).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long an address that is in use is tried again: the kernel takes a killed process's rings down, and the
+/// listeners in them, some time after the process is gone.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+const ADDRESS_RETRY: Duration = Duration::from_millis(20);
+
 /// Finds the port free, and which it is when `address` leaves the choice to the kernel.
 ///
 /// Bound without SO_REUSEPORT first: with it, a second edge would quietly take half of the connections.
 ///
 /// # Errors
-/// What bind(2) says, above all that the address is in use.
+/// What bind(2) says, above all that the address is in use, also after [`ADDRESS_PATIENCE`].
+#[expect(clippy::disallowed_methods, reason = "before anything runs there is nobody to keep waiting")]
 pub fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
+    let start = std::time::Instant::now();
+    loop {
+        match try_reserve(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < ADDRESS_PATIENCE =>
+            {
+                std::thread::sleep(ADDRESS_RETRY);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_reserve(address: SocketAddr) -> io::Result<SocketAddr> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&SockAddr::from(address))?;
