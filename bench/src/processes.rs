@@ -21,9 +21,6 @@ use crate::target::Target;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at /healthz.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// For the kernel to let go of a killed server's listener.
-const ADDRESS_FREE_TIMEOUT: Duration = Duration::from_secs(5);
-const ADDRESS_FREE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// For one request to /healthz.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Shown of a log when its server died.
@@ -129,7 +126,6 @@ pub(crate) struct Server {
     name: &'static str,
     program: PathBuf,
     command_line: Vec<String>,
-    listen: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
@@ -150,8 +146,7 @@ impl Server {
             )));
         }
         let log = folder.join(format!("{name}.log"));
-        let mut server =
-            Self { name, program, command_line: Vec::new(), listen, admin, log, child: None };
+        let mut server = Self { name, program, command_line: Vec::new(), admin, log, child: None };
         server.flag("--listen", listen).flag("--admin", admin);
         Ok(server)
     }
@@ -186,16 +181,6 @@ impl Server {
             // Both fail only for a process that has ended, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
-        }
-    }
-
-    /// Waits until the address of a killed process can be listened on again, a few seconds at most.
-    ///
-    /// The kernel takes an io_uring down after its process is gone, and only then lets go of a listener in it.
-    pub(crate) fn wait_address_free(&self, stop: &Stop) {
-        let deadline = clock::now() + ADDRESS_FREE_TIMEOUT;
-        while TcpListener::bind(self.listen).is_err() && clock::now() < deadline {
-            stop.pause(ADDRESS_FREE_POLL_INTERVAL);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Each shard has a **lane**: batches up to the router, parcels down from it, and the emptied buffers of
 //! both on their way back, so that buffers circulate and the steady state allocates nothing. The uplink
 //! runs on shard 0's core ([`UPLINK_SHARD`]); whoever puts something into a queue wakes the other side,
-//! through the same eventfd on which that core's ring wakes it, and only when it is parked.
+//! through an eventfd that its ring reads while it sleeps, and only when it is parked.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -54,11 +54,7 @@ impl Kernel {
 }
 
 fn try_ring() -> io::Result<Vec<&'static str>> {
-    let ring: IoUring = IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .build(8)?;
+    let ring: IoUring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8)?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let operations = [

@@ -241,11 +241,9 @@ impl KillerRun {
         self.kills.store(self.killed(), Ordering::Relaxed);
         self.pause(PAUSE_BEFORE_START_MAX);
         if edge {
-            self.servers.edge.wait_address_free(&self.stop);
             self.servers.edge.start()?;
         }
         if router && let Some(router) = &mut self.servers.router {
-            router.wait_address_free(&self.stop);
             router.start()?;
         }
         Ok(())

@@ -23,13 +23,17 @@ const ADDRESS_RETRY: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// What bind(2) says, above all that the address is in use, also after [`ADDRESS_PATIENCE`].
-#[expect(clippy::disallowed_methods, reason = "before anything runs there is nobody to keep waiting")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "before anything runs there is nobody to keep waiting"
+)]
 pub fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
     let start = std::time::Instant::now();
     loop {
         match try_reserve(address) {
             Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < ADDRESS_PATIENCE =>
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && start.elapsed() < ADDRESS_PATIENCE =>
             {
                 std::thread::sleep(ADDRESS_RETRY);
             }

@@ -1,16 +1,14 @@
-//! One io_uring: what is submitted, what completes, and how a sleeping core is woken.
+//! One io_uring: what is submitted, what completes, and how a core sleeps on it.
 //!
 //! Set up by the thread that drives it (`SINGLE_ISSUER`, `DEFER_TASKRUN`): completions are only made while that
 //! thread asks for them, so nothing interrupts it. A table of direct descriptors keeps sockets out of the process's
 //! own descriptor table. See io_uring_setup(2).
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{Ordering, fence};
-
 use io_uring::types::{CancelBuilder, Fd, Fixed, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::buffers::{Buffers, GROUP, Lent};
 use super::sends::{InFlight, Sends};
@@ -35,6 +33,7 @@ const KIND_TIMEOUT: u64 = 4;
 const KIND_LINK_CONNECT: u64 = 5;
 const KIND_LINK_RECEIVE: u64 = 6;
 const KIND_LINK_SEND: u64 = 7;
+const KIND_WAKE: u64 = 8;
 
 /// What the kernel has done.
 #[derive(Debug)]
@@ -73,41 +72,65 @@ pub(super) struct Ring {
     pub(super) buffers: Buffers,
     sends: Sends,
     completions: Vec<cqueue::Entry>,
+    /// Where the kernel puts the count of the eventfd. Leaked: it may do so until the ring is wholly gone.
+    wakes: &'static mut u64,
+    /// A read of the eventfd is in the ring.
+    wake_armed: bool,
 }
 
 impl Ring {
-    /// A ring with a table of `sockets` direct descriptors and `buffers` receive buffers, woken by `eventfd`.
+    /// A ring with a table of `sockets` direct descriptors and `buffers` receive buffers.
     ///
     /// # Errors
     /// What the kernel says; the start-up probe has asked before for what can be known.
-    pub(super) fn new(
-        sockets: u32,
-        buffers: u16,
-        buffer_bytes: u32,
-        eventfd: BorrowedFd<'_>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(sockets: u32, buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         ring.submitter().register_files_sparse(sockets)?;
         let buffers = Buffers::register(&ring, buffers, buffer_bytes)?;
         let completions = Vec::with_capacity(COMPLETIONS_A_TURN);
-        let mut ring = Self { ring, buffers, sends: Sends::default(), completions };
-        ring.ring.completion().disable_eventfd();
-        Ok(ring)
+        Ok(Self {
+            ring,
+            buffers,
+            sends: Sends::default(),
+            completions,
+            wakes: Box::leak(Box::default()),
+            wake_armed: false,
+        })
     }
 
     /// Submits what was gathered and lets the kernel finish what it has waiting. Does not wait.
     pub(super) fn enter(&mut self) -> io::Result<()> {
+        self.enter_for(0)
+    }
+
+    /// The same, and sleeps until there is a completion. A write to `eventfd` makes one.
+    pub(super) fn sleep(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        if !self.wake_armed {
+            self.wake_armed = true;
+            let count: *mut u64 = self.wakes;
+            let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), count.cast(), 8)
+                .build()
+                .user_data(KIND_WAKE << KIND_SHIFT);
+            self.push(entry);
+        }
+        self.enter_for(1)
+    }
+
+    fn enter_for(&mut self, completions: u32) -> io::Result<()> {
         self.buffers.publish();
         let submissions = self.ring.submission().len() as u32;
         // SAFETY: no argument is a pointer; every entry was pushed by `push`, which see.
         let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(submissions, 0, ENTER_GETEVENTS, None)
+            self.ring.submitter().enter::<libc::sigset_t>(
+                submissions,
+                completions,
+                ENTER_GETEVENTS,
+                None,
+            )
         };
         match entered {
             Ok(_) => Ok(()),
@@ -156,6 +179,10 @@ impl Ring {
                 };
                 Completion::Sent { key, buffer, result }
             }
+            KIND_WAKE => {
+                self.wake_armed = false;
+                return None;
+            }
             KIND_TIMEOUT => Completion::TimedOut { tick: Tick(low) },
             kind @ (KIND_LINK_CONNECT | KIND_LINK_RECEIVE | KIND_LINK_SEND) => {
                 let result = usize::try_from(result).map_err(|_| -result);
@@ -170,28 +197,9 @@ impl Ring {
         })
     }
 
-    /// Whether completions were made that [`Self::gather`] has not seen, or wait to be made.
-    pub(super) fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
-    }
-
     /// Whether something waits to be submitted.
     pub(super) fn has_submissions(&mut self) -> bool {
         !self.ring.submission().is_empty()
-    }
-
-    /// From here on the kernel writes to the eventfd when there is something to do. Look at
-    /// [`Self::has_completions`] once more before sleeping: what came before this call rang no bell.
-    pub(super) fn enable_wake(&mut self) {
-        self.ring.completion().enable_eventfd();
-        // Pairs with the kernel's ordering of task work and flag: we write the flag, then look; it queues
-        // the work, then looks at the flag.
-        fence(Ordering::SeqCst);
-    }
-
-    /// No bell while the core is awake: it would be a system call's work for every completion.
-    pub(super) fn disable_wake(&mut self) {
-        self.ring.completion().disable_eventfd();
     }
 
     /// Accepts until told otherwise by [`Completion::AcceptEnded`]; sockets go into free direct descriptors.
