@@ -123,6 +123,10 @@ fn client_frames_near_good_ones() {
         write(ClientFrame::Send(send)),
         write(ClientFrame::Connect(Connect { token: "alice", device_id: "d", ..Connect::default() })),
         deliver,
+        // An Error with a code of a later release, and a Receipt whose last id is cut: what could once be
+        // read as protobuf and not be written as JSON.
+        b":\x08@.:\x02\x90\x0a\x08[".to_vec(),
+        b"\x22\x04\x1a\x02\x01\xb0".to_vec(),
         br#"{"send":{"clientMessageId":"m1","toUser":"bob","payload":"aGk=","expiresAfterMs":"5"}}"#
             .to_vec(),
         br#"{"connect":{"token":"alice","deviceId":"d","resumeCursor":"3","mode":"MODE_IDLE"}}"#

@@ -55,16 +55,42 @@ fn write_json(frame: &ServerFrame<'_>, out: &mut Vec<u8>) {
     frame.write(&mut encoded);
     let text = owned::ServerFrame::decode(encoded.as_slice())
         .ok()
-        .and_then(|frame| serde_json::to_string(&frame).ok());
+        .and_then(|frame| serde_json::to_string(&with_named_enums(frame)).ok());
     debug_assert!(text.is_some(), "what we write, we can read");
     if let Some(text) = text {
         ws::write_message(out, Opcode::Text, text.as_bytes());
     }
 }
 
+/// Sets enum values of a later release, which a newer router may send, to unspecified: they have no name
+/// here, and without one pbjson writes nothing at all, so that a client would miss its answer.
+fn with_named_enums(mut frame: owned::ServerFrame) -> owned::ServerFrame {
+    use owned::server_frame::Frame;
+
+    match &mut frame.frame {
+        Some(Frame::Error(error)) => error.set_code(error.code()),
+        Some(Frame::SendAck(ack)) => {
+            if let Some(error) = &mut ack.error {
+                error.set_code(error.code());
+            }
+        }
+        Some(Frame::Gap(gap)) => gap.set_reason(gap.reason()),
+        Some(Frame::Receipt(receipt)) => receipt.set_kind(receipt.kind()),
+        Some(
+            Frame::Welcome(_)
+            | Frame::Deliver(_)
+            | Frame::Signal(_)
+            | Frame::GoAway(_)
+            | Frame::Pong(_),
+        )
+        | None => {}
+    }
+    frame
+}
+
 #[cfg(test)]
 mod tests {
-    use hawser_proto::view::client::{Deliver, Send};
+    use hawser_proto::view::client::{Deliver, Send, SendAck};
 
     use super::*;
 
@@ -107,6 +133,17 @@ mod tests {
             read(Codec::Json, false, b"{}", &mut scratch),
             Err(CloseReason::WrongMessageType)
         );
+    }
+
+    #[test]
+    fn an_enum_value_of_a_later_release_still_reaches_a_client_that_speaks_json() {
+        let error = hawser_proto::view::client::Error { code: 91, message: "new", retryable: true };
+        let ack = SendAck { client_message_id: "m1", error: Some(error), ..SendAck::default() };
+        let mut out = Vec::new();
+        write(Codec::Json, &ServerFrame::SendAck(ack), &mut out);
+        let text = str::from_utf8(&out[2..]).unwrap();
+        assert!(text.contains(r#""clientMessageId":"m1""#), "{text}");
+        assert!(text.contains(r#""retryable":true"#), "{text}");
     }
 
     #[test]

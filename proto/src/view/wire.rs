@@ -222,13 +222,13 @@ pub fn write_field_in_field<M: Message>(out: &mut Vec<u8>, outer: u32, inner: u3
     message.put(&mut writer);
 }
 
-/// A packed `repeated uint64`, kept as it stands on the wire: an edge passes it on unread.
+/// A packed `repeated uint64`, checked and kept as it stands on the wire: an edge passes it on as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Packed<'a>(pub &'a [u8]);
 
 /// How each kind of field is read and put; named in the tables of [`crate::view`].
 pub(crate) mod kind {
-    use super::{LENGTH_DELIMITED, Message, Packed, Sink, Value, WireError};
+    use super::{Fields, LENGTH_DELIMITED, Message, Packed, Sink, Value, WireError};
 
     fn tag<S: Sink>(sink: &mut S, number: u32, wire_type: u64) {
         sink.varint(u64::from(number) << 3 | wire_type);
@@ -337,10 +337,15 @@ pub(crate) mod kind {
     }
 
     pub(crate) mod packed {
-        use super::{Packed, Sink, Value, WireError};
+        use super::{Fields, Packed, Sink, Value, WireError};
 
         pub(crate) fn read<'a>(value: Value<'a>, into: &mut Packed<'a>) -> Result<(), WireError> {
-            *into = Packed(value.bytes()?);
+            let bytes = value.bytes()?;
+            let mut varints = Fields::new(bytes);
+            while !varints.rest.is_empty() {
+                varints.varint()?;
+            }
+            *into = Packed(bytes);
             Ok(())
         }
 
@@ -372,6 +377,13 @@ mod tests {
                 assert_eq!(Fields::new(&out).varint(), Ok(value));
             }
         }
+    }
+
+    #[test]
+    fn a_packed_field_holds_whole_varints() {
+        let read = |bytes| kind::packed::read(Value::Bytes(bytes), &mut Packed::default());
+        assert_eq!(read(&[1, 0x80, 1]), Ok(()));
+        assert_eq!(read(&[1, 0x80]), Err(WireError::Truncated));
     }
 
     #[test]
