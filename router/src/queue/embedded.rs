@@ -1,4 +1,4 @@
-//! The embedded engine: raft-engine, many logs in one file sequence. See `ENGINES.md` for the choice.
+//! The embedded engine: raft-engine, many logs in one file sequence. ARCHITECTURE.md has the choice.
 //!
 //! A partition is a Raft group of its own number plus one, a record an entry whose index is the offset.
 //! raft-engine panics where a sync fails; `files` and `guarded` turn that into an error, after which the
