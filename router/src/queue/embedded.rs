@@ -19,8 +19,9 @@ use super::{Batch, Offset, Opener, PartitionId, Queue, QueueError, Record};
 
 /// Size at which a log file is closed and the next one begun. Space comes back in these steps.
 const FILE_BYTES: u64 = 32 * 1024 * 1024;
-/// Log size from which on files without living records are given back.
-const PURGE_BYTES: u64 = 2 * FILE_BYTES;
+/// Log size from which on files without living records are given back. Several checkpoints' worth at full speed: a
+/// file that still has living records is given back by writing them again, and appends wait for that.
+const PURGE_BYTES: u64 = 16 * FILE_BYTES;
 
 /// Opens the log in a folder.
 #[derive(Debug)]
