@@ -58,7 +58,8 @@ impl<const N: usize> Family<N> {
     }
 }
 
-const STATUSES: [&str; 10] = ["400", "403", "404", "405", "408", "413", "426", "431", "503", "505"];
+const STATUSES: [&str; 11] =
+    ["400", "403", "404", "405", "408", "413", "414", "426", "431", "503", "505"];
 const REASONS: [&str; 17] = [
     "closed_by_peer",
     "vanished",
@@ -134,6 +135,7 @@ counters! {
     outbox_overflows, "counter", "edge_outbox_overflows_total", "connections ended because their outbox was full";
     receive_buffers_empty, "counter", "edge_receive_buffers_empty_total", "receives started again for want of a buffer";
     link_up, "gauge", "edge_link_up", "1 while a router has answered the hello";
+    link_bad_messages, "counter", "edge_link_bad_messages_total", "router messages for no shard of this edge, or unreadable";
     link_ups, "counter", "edge_link_ups_total", "times that the link came up";
 }
 

@@ -355,7 +355,9 @@ impl Driver {
             tracing::info!("link to the router is up");
         }
         self.shard.counters().link_up.set(u64::from(up));
-        self.shard.counters().link_ups.set(end.uplink.counters().ups);
+        let counted = end.uplink.counters();
+        self.shard.counters().link_ups.set(counted.ups);
+        self.shard.counters().link_bad_messages.set(counted.bad_messages);
     }
 
     /// Sleeps until the ring, another core or a deadline has something to do.

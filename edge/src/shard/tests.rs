@@ -317,6 +317,19 @@ fn an_endless_request_head_is_answered_with_408_after_ten_seconds() {
 }
 
 #[test]
+fn an_endless_request_line_is_answered_with_414_and_counted() {
+    let mut rig = Rig::new();
+    let key = rig.accept();
+    let mut line = b"GET /".to_vec();
+    line.resize(9 * 1024, b'a');
+    rig.receive(key, &line);
+    assert_eq!(rig.gets(key), [Got::Http(414)]);
+    let mut metrics = String::new();
+    crate::metrics::render(std::slice::from_ref(&rig.shard.counters), &mut metrics);
+    assert!(metrics.contains("edge_refused_total{status=\"414\"} 1\n"), "{metrics}");
+}
+
+#[test]
 fn a_frame_before_connect_ends_with_1008_and_says_why() {
     let mut rig = Rig::new();
     let key = rig.connecting();
