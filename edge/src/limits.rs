@@ -26,12 +26,6 @@ pub const SIGNAL_KIND_BYTES_MAX: usize = 32;
 /// Longest payload of a signal, in bytes.
 pub const SIGNAL_PAYLOAD_BYTES_MAX: usize = 4096;
 
-/// Most message ids in one receipt.
-pub const RECEIPT_MESSAGE_IDS_MAX: usize = 256;
-
-/// Longest text for people in an Error, in bytes.
-pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
-
 /// Most that `payload_bytes_max` can be set to, in bytes: sixteen times its default, and small enough
 /// that a link frame holds several.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
@@ -69,13 +63,6 @@ pub const RECEIVE_BUFFERS_CEILING: u64 = 32_768;
 /// Direct descriptors a shard has beyond its share of connections: those being refused, and those being
 /// closed while the slab is full.
 pub const SOCKETS_SPARE: usize = 128;
-
-/// Ordinary descriptors the process needs besides those of its shards: the standard three, links, the
-/// admin address and its visitors, files.
-pub const PROCESS_DESCRIPTORS: u64 = 128;
-
-/// Ordinary descriptors a shard needs: our ring, glommio's three rings, eventfds, listener and epoll.
-pub const SHARD_DESCRIPTORS: u64 = 16;
 
 const _: () = assert!(USER_ID_BYTES_MAX + DEVICE_ID_BYTES_MAX < CONNECTION_BYTES_MAX);
 const _: () = assert!(

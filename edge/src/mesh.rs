@@ -202,7 +202,7 @@ impl Mesh {
         self.lanes[usize::from(shard)].spare.pop().unwrap_or_default()
     }
 
-    /// Gives a buffer back. Beyond the bound, or when it has grown past `kept_bytes_max`, it is freed.
+    /// Gives a buffer back. Beyond the bound, or when it has grown past half a mebibyte, it is freed.
     pub fn give_buffer(&self, shard: u16, mut buffer: Vec<u8>) {
         const KEPT_BYTES_MAX: usize = 512 * 1024;
         if buffer.capacity() <= KEPT_BYTES_MAX {

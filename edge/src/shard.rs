@@ -13,6 +13,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hawser_proto::client::error::Code;
 use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
@@ -222,7 +223,7 @@ impl Shard {
                 }
             }
             Event::Ended { key, errno } => self.handle_ended(key, errno),
-            Event::Sent { key, buffer, result } => self.handle_sent(now, key, buffer, result),
+            Event::Sent { key, buffer, result } => self.handle_sent(key, buffer, result),
         }
     }
 
@@ -452,7 +453,7 @@ impl Shard {
         self.remove(key, reason);
     }
 
-    fn handle_sent(&mut self, now: Now, key: ConnKey, buffer: Vec<u8>, result: Result<(), i32>) {
+    fn handle_sent(&mut self, key: ConnKey, buffer: Vec<u8>, result: Result<(), i32>) {
         self.pool.give(buffer);
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.sending = false;
@@ -468,7 +469,7 @@ impl Shard {
         }
         if conn.outbox.is_empty() {
             if matches!(conn.phase, Phase::Closing(_)) {
-                self.advance_closing(now, key);
+                self.advance_closing(key);
             }
         } else {
             self.send_later(key);
@@ -484,7 +485,7 @@ impl Shard {
             Phase::Closing(closing) => return self.remove(key, closing.reason),
             Phase::Session(session) if !session.registered => {
                 let text = "no router registered this connection in time";
-                self.tell_error(key, 7, text, true);
+                self.tell_error(key, Code::Unavailable.into(), text, true);
                 return self.close(now, key, CloseReason::RouterUnavailable);
             }
             Phase::Session(session) => session.mode,
@@ -528,7 +529,7 @@ impl Shard {
             }
         }
         self.send_later(key);
-        self.advance_closing(now, key);
+        self.advance_closing(key);
     }
 
     /// Answers the request with a refusal instead of an upgrade.
@@ -546,7 +547,7 @@ impl Shard {
     }
 
     /// Takes the next step of an end, when nothing is left to send.
-    fn advance_closing(&mut self, _now: Now, key: ConnKey) {
+    fn advance_closing(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Phase::Closing(closing) = &mut conn.phase else { return };
         if conn.sending || !conn.outbox.is_empty() || closing.stage != CloseStage::Flush {

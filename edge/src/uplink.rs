@@ -123,7 +123,6 @@ pub struct Uplink {
     parcels: Vec<Vec<u8>>,
     /// LinkUp and LinkDown that are owed to each shard.
     owed: Vec<Option<Parcel>>,
-    window_messages: u32,
     error: Option<LinkError>,
     counters: UplinkCounters,
 }
@@ -158,7 +157,6 @@ impl Uplink {
             taken: 0,
             parcels: (0..shards).map(|_| Vec::new()).collect(),
             owed: (0..shards).map(|_| None).collect(),
-            window_messages: 0,
             error: None,
             counters: UplinkCounters::default(),
         }
@@ -406,7 +404,6 @@ impl Uplink {
         self.attempts = 0;
         self.last_heard = now.tick;
         self.lease = Duration::from_millis(u64::from(ack.lease_ms)).max(Duration::from_secs(1));
-        self.window_messages = ack.window_messages;
         for owed in &mut self.owed {
             *owed = Some(Parcel::LinkUp {
                 link: self.generation,

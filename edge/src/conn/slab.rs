@@ -99,7 +99,7 @@ impl ConnSlab {
         self.len == 0
     }
 
-    /// Slots that exist, used or free: [`Self::key_at`] answers below this.
+    /// Slots that exist, used or free: [`Self::at`] answers below this.
     #[must_use]
     pub fn slots(&self) -> u32 {
         (self.pages.len() * PAGE_SLOTS) as u32

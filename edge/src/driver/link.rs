@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -93,8 +93,7 @@ impl LinkSocket {
 
     pub(super) fn receive(&mut self, ring: &mut Ring) {
         self.receiving = true;
-        let socket = fd(&self.socket);
-        ring.link_receive(self.attempt, socket, &mut self.receive_buffer);
+        ring.link_receive(self.attempt, self.socket.as_fd(), &mut self.receive_buffer);
     }
 
     /// The bytes of a completed receive.
@@ -105,7 +104,7 @@ impl LinkSocket {
 
     pub(super) fn send(&mut self, ring: &mut Ring, buffer: Vec<u8>) {
         let buffer = self.send_buffer.insert(buffer);
-        ring.link_send(self.attempt, fd(&self.socket), buffer);
+        ring.link_send(self.attempt, self.socket.as_fd(), buffer);
     }
 
     /// The buffer of a completed send.
@@ -123,8 +122,4 @@ impl LinkSocket {
     pub(super) fn is_quiet(&self) -> bool {
         !self.connecting && !self.receiving && self.send_buffer.is_none()
     }
-}
-
-fn fd(socket: &Socket) -> BorrowedFd<'_> {
-    socket.as_fd()
 }
