@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::Parser;
@@ -53,12 +52,10 @@ pub struct Config {
           value_parser = identifier(0..=limits::REGION_BYTES_MAX))]
     pub region: String,
 
-    /// Number of shards, each a thread with a ring of its own. The default is one per core that this
-    /// process may use; more than that costs speed, and lets a low descriptor limit carry more
-    /// connections
-    #[arg(long, value_name = "NUMBER", default_value_t = cores(),
-          value_parser = count::<usize>(1..=limits::SHARDS_MAX as u64))]
-    pub shards: usize,
+    /// Number of shards, each a thread with a ring of its own. Left out: one per core that this process may use,
+    /// and more only where a low descriptor limit (ulimit -n) makes them necessary for --connections-max
+    #[arg(long, value_name = "NUMBER", value_parser = count::<usize>(1..=limits::SHARDS_MAX as u64))]
+    pub shards: Option<usize>,
 
     /// Most connections, all shards together; one more is answered with 503. The default fits the limits
     /// of an untuned machine. Each costs about 4.5 KB in the kernel and 256 B here
@@ -140,8 +137,9 @@ pub struct Config {
           value_parser = byte_size(16 * 1024..=64 * 1024 * 1024))]
     pub outbox_bytes_max: usize,
 
-    /// Receive buffers of one shard, a power of two up to 32,768, lent for one event each. Empty costs
-    /// one more submission, nothing is lost; the default takes 4,096 arrivals in one turn
+    /// Most receive buffers of one shard, a power of two up to 32,768, lent for one event each; fewer where
+    /// shards share cores or locked memory is scarce. Empty costs one more submission, nothing is lost; the
+    /// default takes 4,096 arrivals in one turn
     #[arg(long, value_name = "NUMBER", default_value = "4096", value_parser = power_of_two)]
     pub receive_buffers: u16,
 
@@ -233,18 +231,6 @@ impl Config {
     pub fn message_bytes_max(&self) -> usize {
         2 * self.payload_bytes_max + 8 * 1024
     }
-
-    /// Connections that one shard may hold: its share, rounded up.
-    #[must_use]
-    pub fn connections_a_shard(&self) -> usize {
-        self.connections_max.div_ceil(self.shards)
-    }
-
-    /// Direct descriptors in the table of one shard's ring.
-    #[must_use]
-    pub fn sockets_a_shard(&self) -> usize {
-        self.connections_a_shard() + limits::SOCKETS_SPARE
-    }
 }
 
 impl Default for Config {
@@ -291,11 +277,6 @@ impl fmt::Display for RouterAddress {
             RouterAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
-}
-
-/// Cores that this process may use (affinity and cgroup quota counted), or 1 when that is not known.
-fn cores() -> usize {
-    available_parallelism().map_or(1, |cores| cores.get().min(limits::SHARDS_MAX))
 }
 
 /// Host name and port; with port 0 the process id, since two such edges may run beside each other.
@@ -354,7 +335,7 @@ mod tests {
         assert_eq!(config.router.to_string(), "127.0.0.1:7800");
         assert_eq!(config.payload_bytes_max, 64 * 1024);
         assert_eq!(config.receive_buffer_bytes, 2048);
-        assert!(config.shards >= 1);
+        assert_eq!(config.shards, None);
         assert!(config.edge_id.ends_with(":8080"), "{}", config.edge_id);
         assert!(!config.dev_auth);
     }
@@ -430,13 +411,6 @@ mod tests {
             let name = flag.split('=').next().unwrap();
             assert!(refused.starts_with(&format!("{name}: ")), "{flag}: {refused}");
         }
-    }
-
-    #[test]
-    fn connections_are_shared_out_with_none_left_over() {
-        let config = read(&["--connections-max=10", "--shards=3"]).unwrap();
-        assert_eq!(config.connections_a_shard(), 4);
-        assert_eq!(config.sockets_a_shard(), 4 + limits::SOCKETS_SPARE);
     }
 
     #[test]

@@ -16,12 +16,12 @@ pub mod limits;
 pub mod mesh;
 pub mod metrics;
 pub mod pending;
+pub mod plan;
 pub mod probe;
-
 pub mod registry;
 pub mod server;
-
 pub mod shard;
+pub mod shares;
 pub mod timer;
 pub mod uplink;
 pub mod ws;

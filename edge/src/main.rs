@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use hawser_edge::config::Config;
+use hawser_edge::plan::Plan;
 use hawser_edge::server::Edge;
 use hawser_edge::{admin, probe};
 use hawser_proto::knobs::UsageError;
@@ -22,15 +23,17 @@ fn main() {
 }
 
 fn run(config: Config) -> Result<(), UsageError> {
-    for warning in probe::assess(&config, &probe::Kernel::read()).map_err(UsageError)? {
+    let kernel = probe::Kernel::read();
+    for warning in probe::assess(&config, &kernel).map_err(UsageError)? {
         tracing::warn!("{warning}");
     }
+    let plan = Plan::new(&config, &kernel).map_err(UsageError)?;
     let admin = admin::bind(config.admin).map_err(UsageError)?;
     // Before the shards' threads, which inherit what is set up for signals.
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| UsageError(format!("signals: cannot be listened for: {error}")))?;
-    tracing::info!(?config, "effective configuration");
-    let edge = Edge::start(config)?;
+    tracing::info!(?config, ?plan, "effective configuration");
+    let edge = Edge::start(config, &plan)?;
     admin
         .serve(edge.state())
         .map_err(|error| UsageError(format!("--admin: no thread to answer it: {error}")))?;

@@ -112,6 +112,7 @@ macro_rules! counters {
                 let sum: u64 = shards.iter().map(|s| s.$field.get()).sum();
                 let _ = writeln!(out, "{} {sum}", $name);
             )*
+            shard_connections(out, shards);
             family(out, shards, "edge_refused_total", "status", "requests answered with an error instead of an upgrade", |s| &s.refused);
             family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
             family(out, shards, "edge_send_failures_total", "code", "sends answered with an error, by code", |s| &s.send_failures);
@@ -122,7 +123,8 @@ macro_rules! counters {
 counters! {
     connections, "gauge", "edge_connections", "sockets held, from accept to close";
     accepted, "counter", "edge_accepted_total", "sockets accepted";
-    accept_failures, "counter", "edge_accept_failures_total", "times that accepting stopped and was started again";
+    passed, "counter", "edge_passed_total", "sockets passed to a shard that held fewer";
+    accept_failures, "counter", "edge_accept_failures_total", "accepts that failed, for want of a descriptor or of memory";
     upgraded, "counter", "edge_upgraded_total", "requests upgraded to WebSocket";
     received_messages, "counter", "edge_received_messages_total", "WebSocket messages received";
     received_bytes, "counter", "edge_received_bytes_total", "bytes received from clients";
@@ -181,6 +183,14 @@ impl Counters {
 
 fn header(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn shard_connections(out: &mut String, shards: &[Arc<Counters>]) {
+    let name = "edge_shard_connections";
+    header(out, name, "gauge", "sockets held by each shard");
+    for (at, shard) in shards.iter().enumerate() {
+        let _ = writeln!(out, "{name}{{shard=\"{at}\"}} {}", shard.connections.get());
+    }
 }
 
 fn family<const N: usize>(

@@ -1,17 +1,19 @@
 //! What this kernel and these limits offer, and the plain sentence when that is not enough.
 
 use std::io;
+use std::num::NonZero;
+use std::thread::available_parallelism;
 
 use io_uring::{IoUring, Probe, opcode};
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::config::Config;
-use crate::limits;
 
 /// Oldest kernel that has all that the ring uses.
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// Facts about the machine; everything that [`assess`] decides is decided on these.
+/// Facts about the machine; everything that [`assess`] and [`Plan`](crate::plan::Plan) decide is decided on these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// Major and minor release.
@@ -24,6 +26,10 @@ pub struct Kernel {
     pub io_uring_disabled: u32,
     /// Descriptors that a process may have (RLIMIT_NOFILE); a ring's table of direct descriptors is bound by it, too.
     pub descriptors_max: u64,
+    /// Locked memory that this user may have, in bytes (RLIMIT_MEMLOCK); `None` where it does not bind.
+    pub locked_bytes_max: Option<u64>,
+    /// Cores that this process may use, its affinity and its control group's quota counted.
+    pub cores: usize,
     /// Longest queue of a listener (net.core.somaxconn).
     pub somaxconn: u32,
 }
@@ -48,9 +54,18 @@ impl Kernel {
             missing,
             io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled").unwrap_or(0),
             descriptors_max: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+            locked_bytes_max: locked_bytes_max(),
+            cores: available_parallelism().map_or(1, NonZero::get),
             somaxconn: number("/proc/sys/net/core/somaxconn").unwrap_or(u32::MAX),
         }
     }
+}
+
+/// Whoever has CAP_IPC_LOCK (capabilities(7)) is not bound.
+fn locked_bytes_max() -> Option<u64> {
+    let free =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    if free { None } else { getrlimit(Resource::Memlock).current }
 }
 
 fn try_ring() -> io::Result<Vec<&'static str>> {
@@ -58,7 +73,8 @@ fn try_ring() -> io::Result<Vec<&'static str>> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let operations = [
-        ("accept", opcode::AcceptMulti::CODE),
+        ("accept", opcode::Accept::CODE),
+        ("msg_ring", opcode::MsgRingSendFd::CODE),
         ("recv", opcode::RecvMulti::CODE),
         ("send", opcode::Send::CODE),
         ("connect", opcode::Connect::CODE),
@@ -96,18 +112,6 @@ pub fn assess(config: &Config, kernel: &Kernel) -> Result<Vec<String>, String> {
             if missing.is_empty() { "" } else { "; io_uring lacks " },
         ));
     }
-    let needed = config.sockets_a_shard() as u64;
-    if needed > kernel.descriptors_max {
-        let room = kernel.descriptors_max.saturating_sub(limits::SOCKETS_SPARE as u64).max(1);
-        return Err(format!(
-            "--connections-max: {} on {} shards needs {needed} direct descriptors a shard, the limit \
-             (ulimit -n) is {}; raise --shards to {} or the limit; see tuning/",
-            config.connections_max,
-            config.shards,
-            kernel.descriptors_max,
-            (config.connections_max as u64).div_ceil(room),
-        ));
-    }
     let mut warnings = Vec::new();
     if kernel.somaxconn < 4096 {
         warnings.push(format!(
@@ -141,55 +145,65 @@ fn no_ring(errno: i32, kernel: &Kernel) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn good() -> Kernel {
-        Kernel {
+impl Kernel {
+    /// One that has all that can be asked for.
+    pub(crate) fn capable() -> Self {
+        Self {
             release: (6, 18),
             ring: Ok(()),
             missing: Vec::new(),
             io_uring_disabled: 0,
-            descriptors_max: 20_000,
+            descriptors_max: 1_048_576,
+            locked_bytes_max: None,
+            cores: 2,
             somaxconn: 4096,
         }
     }
+}
 
-    fn config(connections_max: usize, shards: usize) -> Config {
-        Config { connections_max, shards, dev_auth: true, ..Config::default() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config { dev_auth: true, ..Config::default() }
     }
 
     #[test]
     fn this_machine_offers_what_is_needed() {
-        assert_eq!(assess(&config(1000, 1), &Kernel::read()).map(|_| ()), Ok(()));
-    }
-
-    #[test]
-    fn too_few_descriptors_name_the_knob_and_the_shards_that_would_do() {
-        let sentence = assess(&config(100_000, 2), &good()).unwrap_err();
-        assert!(sentence.starts_with("--connections-max: 100000 on 2 shards"), "{sentence}");
-        assert!(sentence.contains("raise --shards to 6 "), "{sentence}");
-        assert_eq!(assess(&config(100_000, 6), &good()), Ok(vec![]));
+        assert_eq!(assess(&config(), &Kernel::read()).map(|_| ()), Ok(()));
     }
 
     #[test]
     fn each_lack_has_its_sentence() {
         for (kernel, start) in [
             (
-                Kernel { ring: Err(libc::EPERM), io_uring_disabled: 2, ..good() },
+                Kernel { ring: Err(libc::EPERM), io_uring_disabled: 2, ..Kernel::capable() },
                 "kernel.io_uring_disabled",
             ),
-            (Kernel { ring: Err(libc::EPERM), ..good() }, "io_uring: refused by the kernel"),
-            (Kernel { ring: Err(libc::ENOSYS), ..good() }, "io_uring: refused by the kernel"),
-            (Kernel { ring: Err(libc::EINVAL), release: (5, 15), ..good() }, "kernel: Linux 5.15"),
-            (Kernel { ring: Err(libc::ENOMEM), ..good() }, "memlock: "),
-            (Kernel { release: (6, 0), ..good() }, "kernel: Linux 6.0 is too old"),
-            (Kernel { missing: vec!["msg_ring"], ..good() }, "kernel: Linux 6.18 is too old"),
+            (
+                Kernel { ring: Err(libc::EPERM), ..Kernel::capable() },
+                "io_uring: refused by the kernel",
+            ),
+            (
+                Kernel { ring: Err(libc::ENOSYS), ..Kernel::capable() },
+                "io_uring: refused by the kernel",
+            ),
+            (
+                Kernel { ring: Err(libc::EINVAL), release: (5, 15), ..Kernel::capable() },
+                "kernel: Linux 5.15",
+            ),
+            (Kernel { ring: Err(libc::ENOMEM), ..Kernel::capable() }, "memlock: "),
+            (Kernel { release: (6, 0), ..Kernel::capable() }, "kernel: Linux 6.0 is too old"),
+            (
+                Kernel { missing: vec!["msg_ring"], ..Kernel::capable() },
+                "kernel: Linux 6.18 is too old",
+            ),
         ] {
-            let sentence = assess(&config(1000, 1), &kernel).unwrap_err();
+            let sentence = assess(&config(), &kernel).unwrap_err();
             assert!(sentence.starts_with(start), "{sentence}");
         }
-        let warnings = assess(&config(1000, 1), &Kernel { somaxconn: 128, ..good() }).unwrap();
+        let warnings = assess(&config(), &Kernel { somaxconn: 128, ..Kernel::capable() }).unwrap();
         assert!(warnings[0].starts_with("net.core.somaxconn is 128"), "{warnings:?}");
     }
 }

@@ -12,11 +12,16 @@ use crate::config::{Config, RouterAddress};
 use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
 use crate::mesh::{Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
-use crate::shard::Shard;
+use crate::plan::Plan;
+use crate::shard::{Shard, Share};
+use crate::shares::Shares;
 use crate::uplink::{EdgeIdentity, Uplink};
 
 /// What an executor may pin for I/O of its own, in bytes: it reads one eventfd.
 const EXECUTOR_IO_BYTES: usize = 64 * 1024;
+/// Entries of each of an executor's own rings, which do nothing in the steady state.
+const EXECUTOR_RING_DEPTH: usize = 8;
+
 /// A running edge.
 pub struct Edge {
     listen: SocketAddr,
@@ -50,16 +55,18 @@ impl Edge {
     ///
     /// # Errors
     /// A sentence that names the knob: port taken, router's name unknown, no ring to be had.
-    pub fn start(config: Config) -> Result<Self, UsageError> {
+    pub fn start(config: Config, plan: &Plan) -> Result<Self, UsageError> {
+        let shards = plan.shards;
         let config = Arc::new(config);
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
-        let mesh = Mesh::new(config.shards)
+        let mesh = Mesh::new(shards)
             .map_err(|error| UsageError(format!("--shards: no eventfd for each: {error}")))?;
         let (mesh, stop) = (Arc::new(mesh), Arc::new(AtomicBool::new(false)));
+        let shares = Arc::new(Shares::new(shards, plan.connections_a_shard));
         let link_up = Arc::new(AtomicBool::new(false));
-        let counters: Vec<_> = (0..config.shards).map(|_| Arc::new(Counters::default())).collect();
+        let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
         let identity = EdgeIdentity {
             edge_id: config.edge_id.clone(),
             epoch: fastrand::u64(1..),
@@ -72,9 +79,9 @@ impl Edge {
             stop: stop.clone(),
             mesh: mesh.clone(),
             state: Arc::new(State { counters: counters.clone(), link_up: link_up.clone() }),
-            shards: Vec::with_capacity(config.shards),
+            shards: Vec::with_capacity(shards),
         };
-        let (started, starts) = crossbeam::channel::bounded(config.shards);
+        let (started, starts) = crossbeam::channel::bounded(shards);
         for (index, counters) in (0u16..).zip(&counters) {
             let listener = driver::listen(listen)
                 .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
@@ -83,21 +90,27 @@ impl Edge {
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
             let (config, counters) = (config.clone(), counters.clone());
-            let (mesh, stop, started) = (mesh.clone(), stop.clone(), started.clone());
+            let (mesh, shares) = (mesh.clone(), shares.clone());
+            let (stop, started) = (stop.clone(), started.clone());
+            let settings = Settings {
+                shard: index,
+                sockets: plan.sockets_a_shard,
+                ring: plan.ring,
+                receive_buffer_bytes: config.receive_buffer_bytes as u32,
+            };
+            let share = Share {
+                connections_max: plan.connections_a_shard,
+                pool_bytes_max: plan.pool_bytes_max,
+            };
             let cpu = cpus[usize::from(index) % cpus.len()];
             let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
                 .name(&format!("shard-{index}"))
                 .io_memory(EXECUTOR_IO_BYTES)
+                .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move {
-                    let share = config.connections_a_shard();
-                    let settings = Settings {
-                        shard: index,
-                        sockets: config.sockets_a_shard() as u32,
-                        receive_buffers: config.receive_buffers,
-                        receive_buffer_bytes: config.receive_buffer_bytes as u32,
-                    };
                     let shard = Shard::new(index, config, share, counters, clock.now());
-                    let driver = Driver::new(settings, clock, shard, mesh, listener, link, stop);
+                    let driver =
+                        Driver::new(settings, clock, shard, (mesh, shares), listener, link, stop);
                     let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::kind);
                     // The receiver waits for every shard; it cannot be gone.
                     let _ = started.send((index, outcome));
@@ -106,10 +119,10 @@ impl Edge {
                 .map_err(|error| UsageError(format!("--shards: executor {index}: {error}")))?;
             edge.shards.push(handle);
         }
-        for _ in 0..config.shards {
+        for _ in 0..shards {
             if let Ok((index, Err(error))) = starts.recv() {
                 edge.stop();
-                return Err(UsageError(no_ring(index, config.shards, &error)));
+                return Err(UsageError(no_ring(index, plan, &error)));
             }
         }
         Ok(edge)
@@ -150,14 +163,14 @@ impl Edge {
     }
 }
 
-/// Why a shard has no ring, in a sentence. Rings are locked memory: without CAP_IPC_LOCK a shard takes about
-/// 850 KiB of the limit (measured on Linux 6.18).
-fn no_ring(shard: u16, shards: usize, error: &io::ErrorKind) -> String {
+/// Why a shard has no ring, in a sentence.
+fn no_ring(shard: u16, plan: &Plan, error: &io::ErrorKind) -> String {
     if *error == io::ErrorKind::OutOfMemory {
         return format!(
-            "--shards: {shards} need about {} KiB of locked memory, and shard {shard} got no more; raise \
-             memlock (ulimit -l) or run fewer; see tuning/",
-            shards * 850
+            "--shards: {} need about {} KiB of locked memory, and shard {shard} got no more; others of this user may \
+             hold the rest; raise memlock (ulimit -l) or run fewer; see tuning/",
+            plan.shards,
+            plan.ring.locked_bytes() * plan.shards as u64 / 1024
         );
     }
     format!("--shards: io_uring of shard {shard}: {error}; see tuning/")

@@ -23,7 +23,7 @@ use crate::client;
 use crate::config::Config;
 use crate::conn::{
     self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Connection, Mode,
-    Phase, Receiving,
+    Peer, Phase, Receiving, Sending,
 };
 use crate::http;
 use crate::limits::LINK_BATCH_BYTES;
@@ -48,6 +48,8 @@ pub enum Event<'a> {
     Accepted {
         /// Index in the ring's table.
         socket: u32,
+        /// Where it connects from.
+        peer: Peer,
     },
     /// Bytes came; they are lent for this call, and may be changed in place.
     Received {
@@ -115,6 +117,15 @@ pub enum Output {
     },
 }
 
+/// What of the edge one shard may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Connections; [`REFUSALS_MAX`] more are taken only to be told so.
+    pub connections_max: usize,
+    /// Memory that free send buffers may take, in bytes.
+    pub pool_bytes_max: usize,
+}
+
 /// What this shard knows of the link.
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -158,15 +169,16 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A shard without connections, which takes at most `connections_max`.
+    /// A shard without connections, which takes at most its share of them.
     #[must_use]
     pub fn new(
         index: u16,
         config: Arc<Config>,
-        connections_max: usize,
+        share: Share,
         counters: Arc<Counters>,
         now: Now,
     ) -> Self {
+        let connections_max = share.connections_max;
         let routes = http::Routes {
             client_path: config.client_path.clone(),
             echo_path: config.echo_path.clone(),
@@ -183,7 +195,7 @@ impl Shard {
             conns: ConnSlab::new(connections_max + REFUSALS_MAX),
             registry: Registry::default(),
             wheel: Wheel::new(now.tick),
-            pool: BufferPool::default(),
+            pool: BufferPool::new(share.pool_bytes_max),
             decoder_pool: ws::Pool::default(),
             scratch: Vec::new(),
             ready: VecDeque::new(),
@@ -214,7 +226,7 @@ impl Shard {
     /// Takes in what happened. A key that is no longer known is passed over.
     pub fn apply(&mut self, now: Now, event: Event<'_>) {
         match event {
-            Event::Accepted { socket } => self.handle_accepted(now, socket),
+            Event::Accepted { socket, peer } => self.handle_accepted(now, socket, peer),
             Event::Received { key, bytes } => self.handle_received(now, key, bytes),
             Event::ReceiveStopped { key } => {
                 if let Some(conn) = self.conns.get_mut(key) {
@@ -254,12 +266,9 @@ impl Shard {
         loop {
             let key = self.ready.pop_front()?;
             let Some(conn) = self.conns.get_mut(key) else { continue };
-            conn.queued = false;
-            if conn.outbox.is_empty() || conn.sending {
-                continue;
-            }
-            conn.sending = true;
-            let (socket, bytes) = (conn.socket, conn.outbox.take());
+            debug_assert_eq!(conn.sending, Sending::Queued);
+            conn.sending = Sending::InFlight;
+            let (socket, bytes) = (conn.socket, conn.outbox.take(&mut self.pool));
             self.counters.sent_bytes.add(bytes.len() as u64);
             return Some(Output::Send { key, socket, bytes });
         }
@@ -274,10 +283,10 @@ impl Shard {
         }
     }
 
-    fn handle_accepted(&mut self, now: Now, socket: u32) {
+    fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
         self.counters.accepted.add(1);
         let full = self.conns.len() >= self.connections_max;
-        let Ok(key) = self.conns.insert(Connection::accepted(socket, now.tick)) else {
+        let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
             // Not even room for a refusal: the client sees its connection closed and comes back.
             self.counters.refused(503);
             self.outputs.push_back(Output::Close { socket });
@@ -441,7 +450,7 @@ impl Shard {
             Phase::Closing(closing)
                 if errno == 0
                     && closing.stage == CloseStage::Flush
-                    && (conn.sending || !conn.outbox.is_empty()) =>
+                    && (conn.sending == Sending::InFlight || !conn.outbox.is_empty()) =>
             {
                 return;
             }
@@ -456,7 +465,7 @@ impl Shard {
     fn handle_sent(&mut self, key: ConnKey, buffer: Vec<u8>, result: Result<(), i32>) {
         self.pool.give(buffer);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.sending = false;
+        conn.sending = Sending::Idle;
         if result.is_err() {
             let reason = match &conn.phase {
                 Phase::Closing(closing) => closing.reason,
@@ -550,7 +559,10 @@ impl Shard {
     fn advance_closing(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Phase::Closing(closing) = &mut conn.phase else { return };
-        if conn.sending || !conn.outbox.is_empty() || closing.stage != CloseStage::Flush {
+        if conn.sending == Sending::InFlight
+            || !conn.outbox.is_empty()
+            || closing.stage != CloseStage::Flush
+        {
             return;
         }
         if closing.peer_closed || conn.receiving == Receiving::Ended {
@@ -570,7 +582,8 @@ impl Shard {
         }
         self.wheel.cancel(&mut self.conns, key.index());
         if let Some(mut conn) = self.conns.remove(key) {
-            self.pool.give(conn.outbox.take());
+            let left = conn.outbox.take(&mut self.pool);
+            self.pool.give(left);
             self.outputs.push_back(Output::Close { socket: conn.socket });
         }
         self.counters.closed(reason.label());
@@ -595,8 +608,8 @@ impl Shard {
         if conn.outbox.bytes() > self.config.outbox_bytes_max {
             self.counters.outbox_overflows.add(1);
             self.remove(key, CloseReason::SlowReader);
-        } else if !conn.sending && !conn.queued && !conn.outbox.is_empty() {
-            conn.queued = true;
+        } else if conn.sending == Sending::Idle && !conn.outbox.is_empty() {
+            conn.sending = Sending::Queued;
             self.ready.push_back(key);
         }
     }

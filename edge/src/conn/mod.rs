@@ -12,6 +12,9 @@ pub mod close;
 pub mod outbox;
 pub mod slab;
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
+
 use arrayvec::ArrayString;
 
 use crate::limits;
@@ -55,6 +58,70 @@ impl Mode {
     }
 }
 
+/// Highest sequence that a client has acknowledged or resumed from, or that it has not said any yet: eight bytes for
+/// what an `Option<u64>` takes sixteen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Acked(Option<NonZeroU64>);
+
+impl Acked {
+    /// What the client said. The last sequence of all, which no inbox reaches, counts as the one before it.
+    #[must_use]
+    pub fn new(sequence: Option<u64>) -> Self {
+        Self(sequence.map(|sequence| NonZeroU64::MIN.saturating_add(sequence)))
+    }
+
+    /// The sequence, if there is one.
+    #[must_use]
+    pub fn sequence(self) -> Option<u64> {
+        self.0.map(|above| above.get() - 1)
+    }
+
+    /// Moves forward to `sequence`, never back.
+    pub fn advance(&mut self, sequence: u64) {
+        self.0 = self.0.max(Self::new(Some(sequence)).0);
+    }
+}
+
+/// Where a client connects from, in 18 bytes: IPv4 as an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    ip: [u8; 16],
+    port: [u8; 2],
+}
+
+impl Peer {
+    /// The address, as an ordinary one.
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        let ip = Ipv6Addr::from(self.ip);
+        let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
+        SocketAddr::new(ip, u16::from_be_bytes(self.port))
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self { ip: ip.octets(), port: address.port().to_be_bytes() }
+    }
+}
+
+impl Default for Peer {
+    /// Not known: the unspecified address.
+    fn default() -> Self {
+        Self { ip: [0; 16], port: [0; 2] }
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address().fmt(f)
+    }
+}
+
 /// What a connection holds while its client is known by name.
 #[derive(Debug)]
 pub struct Session {
@@ -62,8 +129,8 @@ pub struct Session {
     pub user: ArrayString<{ limits::USER_ID_BYTES_MAX }>,
     /// Device id, from the client.
     pub device: ArrayString<{ limits::DEVICE_ID_BYTES_MAX }>,
-    /// Highest sequence that the client has acknowledged or resumed from; `None` until it said one.
-    pub acked: Option<u64>,
+    /// How far the client has acknowledged.
+    pub acked: Acked,
     /// When Connect came, in milliseconds since the Unix epoch.
     pub connected_at_ms: i64,
     /// Which client program: an index into the shard's table.
@@ -131,6 +198,17 @@ pub enum Receiving {
     Ended,
 }
 
+/// Whether the driver sends for this connection. One send at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// Nothing is on its way to the driver.
+    Idle,
+    /// Stands in the shard's list of connections with something to send.
+    Queued,
+    /// A send is in the ring.
+    InFlight,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -142,34 +220,37 @@ pub struct Connection {
     pub outbox: Outbox,
     /// Its place in the shard's wheel.
     pub timer: TimerEntry,
+    /// Where it comes from.
+    pub peer: Peer,
+    /// Tells it from those that had its slot before; the slab's.
+    generation: u32,
     /// Its direct descriptor in the shard's ring.
     pub socket: u32,
     /// When the client last gave a sign of life.
     pub last_heard: Tick,
     /// Whether the driver receives for it.
     pub receiving: Receiving,
-    /// A send is in flight.
-    pub sending: bool,
-    /// Stands in the shard's list of connections with something to send.
-    pub queued: bool,
+    /// Whether the driver sends for it.
+    pub sending: Sending,
 }
 
-const _: () = assert!(size_of::<Connection>() <= limits::CONNECTION_BYTES_MAX - 8);
+const _: () = assert!(size_of::<Connection>() <= limits::CONNECTION_BYTES_MAX);
 
 impl Connection {
     /// A socket that was just accepted.
     #[must_use]
-    pub fn accepted(socket: u32, now: Tick) -> Self {
+    pub fn accepted(socket: u32, peer: Peer, now: Tick) -> Self {
         Self {
             phase: Phase::Head { collected: Vec::new() },
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             timer: TimerEntry::default(),
+            peer,
+            generation: 0,
             socket,
             last_heard: now,
             receiving: Receiving::Armed,
-            sending: false,
-            queued: false,
+            sending: Sending::Idle,
         }
     }
 
@@ -182,5 +263,31 @@ impl Connection {
     /// The session, when there is one.
     pub fn session_mut(&mut self) -> Option<&mut Session> {
         if let Phase::Session(session) = &mut self.phase { Some(session) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_acknowledged_only_moves_forward() {
+        let mut acked = Acked::default();
+        assert_eq!(acked.sequence(), None);
+        for (said, kept) in [(0, 0), (7, 7), (3, 7), (u64::MAX, u64::MAX - 1)] {
+            acked.advance(said);
+            assert_eq!(acked.sequence(), Some(kept));
+        }
+        assert_eq!(Acked::new(None), Acked::default());
+    }
+
+    #[test]
+    fn addresses_survive_their_way_into_18_bytes() {
+        assert_eq!(size_of::<Peer>(), 18);
+        for text in ["127.0.0.1:80", "[2001:db8::1]:65535", "[::]:0"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(Peer::from(address).address(), address);
+            assert_eq!(format!("{:?}", Peer::from(address)), text);
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! The connections of one shard, by slot.
 //!
-//! Grows by whole pages, so that nothing is ever moved or copied, and gives the last pages back when they
-//! are empty. A [`ConnKey`] names slot and generation: a stale key misses, and hits no stranger.
+//! Grows by pages, of which memory is used slot by slot, so that nothing is ever moved or copied; a page that is empty
+//! is given back. New connections take the lowest page that has room, so that after a storm the upper pages
+//! empty. A [`ConnKey`] names slot and generation: a stale key misses, and hits no stranger.
 
 use crate::timer::{TimerEntries, TimerEntry};
 
 use super::Connection;
 
-/// Slots a page: 64 KiB at 256 bytes a connection.
-const PAGE_SLOTS: usize = 256;
+/// Slots a page. At 200 bytes a page is above the 128 KiB from which the allocator maps and unmaps memory by itself,
+/// so an empty page really goes back to the system.
+const PAGE_SLOTS: usize = 1024;
 
 /// Most connections a shard can hold: what a slot number of [`SLOT_BITS`] bits can tell apart.
 pub const SLOTS_MAX: usize = 1 << SLOT_BITS;
@@ -17,7 +19,6 @@ const GENERATION_BITS: u32 = 28;
 /// Most shards an edge can have: what is left of 64 bits.
 const SHARDS_MAX: usize = 1 << (64 - SLOT_BITS - GENERATION_BITS);
 const _: () = assert!(SHARDS_MAX == crate::limits::SHARDS_MAX);
-const NO_SLOT: u32 = u32::MAX;
 
 /// Names a connection within its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,19 +63,98 @@ pub fn shard_of(connection_id: u64) -> u16 {
     (connection_id >> (SLOT_BITS + GENERATION_BITS)) as u16
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a slot is as large as its connection; that is the point"
-)]
 enum Slot {
-    Free { next: u32, generation: u32 },
-    Used { generation: u32, connection: Connection },
+    /// `next` is the page's next free slot, within the page.
+    Free {
+        next: u16,
+        generation: u32,
+    },
+    Used(Connection),
+}
+
+/// End of a page's list of free slots.
+const NO_SLOT: u16 = u16::MAX;
+const _: () = assert!(PAGE_SLOTS < NO_SLOT as usize);
+
+/// A run of slots. Its memory is there while one of them is in use.
+struct Page {
+    /// As long as the highest slot that was ever used; capacity [`PAGE_SLOTS`], or 0 while nothing is here.
+    slots: Vec<Slot>,
+    used: u16,
+    free: u16,
+    /// Generation of slots that are used for the first time: above all that this page has given out before its memory
+    /// went back.
+    generation: u32,
+}
+
+impl Page {
+    const EMPTY: Self = Self { slots: Vec::new(), used: 0, free: NO_SLOT, generation: 1 };
+
+    fn has_room(&self) -> bool {
+        usize::from(self.used) < PAGE_SLOTS
+    }
+
+    /// Puts a connection into a free slot; there has to be one. Returns slot and generation.
+    fn insert(&mut self, mut connection: Connection) -> (usize, u32) {
+        self.used += 1;
+        if self.free == NO_SLOT {
+            if self.slots.is_empty() {
+                self.slots.reserve_exact(PAGE_SLOTS);
+            }
+            connection.generation = self.generation;
+            self.slots.push(Slot::Used(connection));
+            return (self.slots.len() - 1, self.generation);
+        }
+        let at = usize::from(self.free);
+        let Slot::Free { next, generation } = self.slots[at] else {
+            unreachable!("a used slot in the free list")
+        };
+        connection.generation = generation;
+        self.slots[at] = Slot::Used(connection);
+        self.free = next;
+        (at, generation)
+    }
+
+    fn remove(&mut self, at: usize, generation: u32) -> Option<Connection> {
+        let slot = self.slots.get_mut(at)?;
+        if !matches!(slot, Slot::Used(connection) if connection.generation == generation) {
+            return None;
+        }
+        // On free, not on reuse: a completion in flight for the old socket has to miss.
+        let freed = Slot::Free { next: self.free, generation: next_generation(generation) };
+        let Slot::Used(connection) = std::mem::replace(slot, freed) else {
+            unreachable!("matched above");
+        };
+        self.free = at as u16;
+        self.used -= 1;
+        Some(connection)
+    }
+
+    /// Gives the memory back. No slot may be in use.
+    fn empty(&mut self) {
+        debug_assert_eq!(self.used, 0);
+        let given = self.slots.iter().map(|slot| match slot {
+            Slot::Free { generation, .. } => *generation,
+            Slot::Used(connection) => next_generation(connection.generation),
+        });
+        self.generation = given.max().unwrap_or(self.generation).max(self.generation);
+        self.slots = Vec::new();
+        self.free = NO_SLOT;
+    }
+}
+
+/// The generation after this one. Never 0: a connection id of 0 would be left out of protobuf, and looks like none.
+fn next_generation(generation: u32) -> u32 {
+    (generation % ((1 << GENERATION_BITS) - 1)) + 1
 }
 
 /// See the module.
 pub struct ConnSlab {
-    pages: Vec<Box<[Slot]>>,
-    free: u32,
+    pages: Vec<Page>,
+    /// No page below this one has room.
+    open: usize,
+    /// Pages that hold memory and no connection; one is kept, so that a connection that comes and goes maps nothing.
+    vacant: usize,
     len: usize,
     max: usize,
 }
@@ -84,7 +164,8 @@ impl ConnSlab {
     #[must_use]
     pub fn new(max: usize) -> Self {
         let max = max.min(SLOTS_MAX);
-        Self { pages: Vec::with_capacity(max.div_ceil(PAGE_SLOTS)), free: NO_SLOT, len: 0, max }
+        let pages = Vec::with_capacity(max.div_ceil(PAGE_SLOTS));
+        Self { pages, open: 0, vacant: 0, len: 0, max }
     }
 
     /// Connections held.
@@ -114,97 +195,83 @@ impl ConnSlab {
         if self.len >= self.max {
             return Err(connection);
         }
-        if self.free == NO_SLOT {
-            self.grow();
+        while self.pages.get(self.open).is_some_and(|page| !page.has_room()) {
+            self.open += 1;
         }
-        let index = self.free;
-        let slot = &mut self.pages[index as usize / PAGE_SLOTS][index as usize % PAGE_SLOTS];
-        let Slot::Free { next, generation } = *slot else {
-            unreachable!("a used slot in the free list")
-        };
-        *slot = Slot::Used { generation, connection };
-        self.free = next;
+        if self.open == self.pages.len() {
+            self.pages.push(Page::EMPTY);
+        }
+        let page = &mut self.pages[self.open];
+        if page.used == 0 && !page.slots.is_empty() {
+            self.vacant -= 1;
+        }
+        let (at, generation) = page.insert(connection);
         self.len += 1;
-        Ok(ConnKey { index, generation })
+        Ok(ConnKey { index: (self.open * PAGE_SLOTS + at) as u32, generation })
     }
 
     /// Takes a connection out.
     pub fn remove(&mut self, key: ConnKey) -> Option<Connection> {
-        let free = self.free;
-        let slot = self.slot_mut(key.index)?;
-        if !matches!(slot, Slot::Used { generation, .. } if *generation == key.generation) {
-            return None;
-        }
-        // On free, not on reuse: a completion in flight for the old socket has to miss.
-        let generation = (key.generation + 1) & ((1 << GENERATION_BITS) - 1);
-        let Slot::Used { connection, .. } =
-            std::mem::replace(slot, Slot::Free { next: free, generation })
-        else {
-            unreachable!("matched above");
-        };
-        self.free = key.index;
+        let (page_at, at) = place_of(key.index);
+        let page = self.pages.get_mut(page_at)?;
+        let connection = page.remove(at, key.generation)?;
         self.len -= 1;
+        self.open = self.open.min(page_at);
+        if page.used == 0 {
+            if self.vacant == 0 {
+                self.vacant = 1;
+            } else {
+                page.empty();
+            }
+        }
         Some(connection)
     }
 
     /// The connection, unless it is gone.
     #[must_use]
     pub fn get(&self, key: ConnKey) -> Option<&Connection> {
-        match self
-            .pages
-            .get(key.index as usize / PAGE_SLOTS)?
-            .get(key.index as usize % PAGE_SLOTS)?
-        {
-            Slot::Used { generation, connection } if *generation == key.generation => {
-                Some(connection)
-            }
-            Slot::Used { .. } | Slot::Free { .. } => None,
+        let (page, at) = place_of(key.index);
+        match self.pages.get(page)?.slots.get(at)? {
+            Slot::Used(connection) if connection.generation == key.generation => Some(connection),
+            Slot::Used(_) | Slot::Free { .. } => None,
         }
     }
 
     /// The connection, unless it is gone.
     pub fn get_mut(&mut self, key: ConnKey) -> Option<&mut Connection> {
         match self.slot_mut(key.index)? {
-            Slot::Used { generation, connection } if *generation == key.generation => {
-                Some(connection)
-            }
-            Slot::Used { .. } | Slot::Free { .. } => None,
+            Slot::Used(connection) if connection.generation == key.generation => Some(connection),
+            Slot::Used(_) | Slot::Free { .. } => None,
         }
     }
 
     /// The connection in a slot that is in use, whatever its generation.
     #[must_use]
     pub fn at(&self, index: u32) -> Option<(ConnKey, &Connection)> {
-        match self.pages.get(index as usize / PAGE_SLOTS)?.get(index as usize % PAGE_SLOTS)? {
-            Slot::Used { generation, connection } => {
-                Some((ConnKey { index, generation: *generation }, connection))
+        let (page, at) = place_of(index);
+        match self.pages.get(page)?.slots.get(at)? {
+            Slot::Used(connection) => {
+                Some((ConnKey { index, generation: connection.generation }, connection))
             }
             Slot::Free { .. } => None,
         }
     }
 
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot> {
-        self.pages.get_mut(index as usize / PAGE_SLOTS)?.get_mut(index as usize % PAGE_SLOTS)
+        let (page, at) = place_of(index);
+        self.pages.get_mut(page)?.slots.get_mut(at)
     }
+}
 
-    fn grow(&mut self) {
-        let first = self.slots();
-        let page: Box<[Slot]> = (first..first + PAGE_SLOTS as u32)
-            .map(|index| {
-                let last = index + 1 == first + PAGE_SLOTS as u32;
-                // From 1: a connection id of 0 would be left out of protobuf, and looks like none.
-                Slot::Free { next: if last { NO_SLOT } else { index + 1 }, generation: 1 }
-            })
-            .collect();
-        self.pages.push(page);
-        self.free = first;
-    }
+/// Page of a slot, and where it lies there.
+fn place_of(index: u32) -> (usize, usize) {
+    (index as usize / PAGE_SLOTS, index as usize % PAGE_SLOTS)
 }
 
 impl TimerEntries for ConnSlab {
     fn entry(&mut self, slot: u32) -> &mut TimerEntry {
         match self.slot_mut(slot) {
-            Some(Slot::Used { connection, .. }) => &mut connection.timer,
+            Some(Slot::Used(connection)) => &mut connection.timer,
             Some(Slot::Free { .. }) | None => {
                 unreachable!("a timer is cancelled before its slot is freed")
             }
@@ -213,17 +280,23 @@ impl TimerEntries for ConnSlab {
 }
 
 const _: () = assert!(size_of::<Slot>() <= crate::limits::CONNECTION_BYTES_MAX);
+const _: () = assert!(PAGE_SLOTS * size_of::<Slot>() > 128 * 1024, "see PAGE_SLOTS");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::Peer;
+
+    fn connection(socket: u32) -> Connection {
+        Connection::accepted(socket, Peer::default(), crate::timer::Tick(0))
+    }
 
     #[test]
     fn a_stale_key_misses_the_stranger_in_its_old_slot() {
         let mut slab = ConnSlab::new(10);
-        let first = slab.insert(Connection::accepted(1, crate::timer::Tick(0))).ok().unwrap();
+        let first = slab.insert(connection(1)).ok().unwrap();
         assert!(slab.remove(first).is_some());
-        let second = slab.insert(Connection::accepted(2, crate::timer::Tick(0))).ok().unwrap();
+        let second = slab.insert(connection(2)).ok().unwrap();
         assert_eq!(first.index(), second.index());
         assert!(slab.get(first).is_none() && slab.remove(first).is_none());
         assert_eq!(slab.get(second).map(|c| c.socket), Some(2));
@@ -231,13 +304,56 @@ mod tests {
 
     #[test]
     fn a_full_slab_gives_the_connection_back() {
-        let mut slab = ConnSlab::new(300);
-        for socket in 0..300 {
-            assert!(slab.insert(Connection::accepted(socket, crate::timer::Tick(0))).is_ok());
+        let mut slab = ConnSlab::new(1500);
+        for socket in 0..1500 {
+            assert!(slab.insert(connection(socket)).is_ok());
         }
-        let refused = slab.insert(Connection::accepted(300, crate::timer::Tick(0)));
-        assert_eq!(refused.map_err(|c| c.socket), Err(300));
-        assert_eq!(slab.len(), 300);
+        let refused = slab.insert(connection(1500));
+        assert_eq!(refused.map_err(|c| c.socket), Err(1500));
+        assert_eq!(slab.len(), 1500);
+    }
+
+    #[test]
+    fn empty_pages_give_their_memory_back_and_their_old_keys_still_miss() {
+        let mut slab = ConnSlab::new(10 * PAGE_SLOTS);
+        let fill = |slab: &mut ConnSlab| -> Vec<ConnKey> {
+            (0..10 * PAGE_SLOTS as u32)
+                .map(|socket| slab.insert(connection(socket)).ok().unwrap())
+                .collect()
+        };
+        let held = |slab: &ConnSlab| slab.pages.iter().filter(|p| p.slots.capacity() > 0).count();
+        let old = fill(&mut slab);
+        assert_eq!(held(&slab), 10);
+        for key in &old {
+            assert!(slab.remove(*key).is_some());
+        }
+        assert_eq!((held(&slab), slab.len()), (1, 0));
+        let new = fill(&mut slab);
+        for (old, new) in old.iter().zip(&new) {
+            assert!(slab.get(*old).is_none() && slab.get(*new).is_some());
+        }
+        assert_eq!(slab.at(new[77].index()).map(|(key, _)| key), Some(new[77]));
+    }
+
+    #[test]
+    fn new_connections_take_the_lowest_page_so_that_the_upper_ones_empty() {
+        let mut slab = ConnSlab::new(4 * PAGE_SLOTS);
+        let keys: Vec<_> = (0..4 * PAGE_SLOTS as u32)
+            .map(|socket| slab.insert(connection(socket)).ok().unwrap())
+            .collect();
+        for key in keys.iter().step_by(2) {
+            slab.remove(*key);
+        }
+        for socket in 0..PAGE_SLOTS as u32 {
+            let key = slab.insert(connection(socket)).ok().unwrap();
+            assert!((key.index() as usize) < 2 * PAGE_SLOTS, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn generations_go_round_without_ever_being_0() {
+        assert_eq!(next_generation(1), 2);
+        assert_eq!(next_generation((1 << GENERATION_BITS) - 1), 1);
     }
 
     #[test]

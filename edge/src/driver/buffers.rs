@@ -59,6 +59,7 @@ impl Mapping {
 #[derive(Debug)]
 struct Offer {
     buffers: u16,
+    least: u16,
     /// Since the last tick: buffers lent, receives that found none, and the most lent in one turn.
     lent: u32,
     empty: u32,
@@ -69,8 +70,11 @@ struct Offer {
     ample_ticks: u16,
 }
 
-/// What is offered at first, and at least.
+/// What is offered at first, and at least: of a full ring, and of one that shares its core with many others.
 const OFFER_MIN: u16 = 256;
+const OFFER_MIN_SMALL: u16 = 64;
+/// A ring of fewer buffers than this is such a one.
+const FULL_COUNT: u16 = 1024;
 /// Ticks in a row that make the offer grow: half a second.
 const SHORT_TICKS: u16 = 5;
 /// Ticks in a row that make it shrink: ten seconds.
@@ -78,9 +82,10 @@ const AMPLE_TICKS: u16 = 100;
 
 impl Offer {
     fn new(count: u16) -> Self {
-        let buffers = count.min(OFFER_MIN);
+        let least = if count < FULL_COUNT { OFFER_MIN_SMALL } else { OFFER_MIN }.min(count);
         Self {
-            buffers,
+            buffers: least,
+            least,
             lent: 0,
             empty: 0,
             turn_lent: 0,
@@ -104,7 +109,7 @@ impl Offer {
             self.buffers = self.buffers.saturating_mul(2).min(count);
             self.short_ticks = 0;
         } else if self.ample_ticks >= AMPLE_TICKS {
-            self.buffers = (self.buffers / 2).max(OFFER_MIN).min(count);
+            self.buffers = (self.buffers / 2).max(self.least);
             self.ample_ticks = 0;
         }
         (self.lent, self.empty, self.turn_lent_max) = (0, 0, 0);
@@ -278,5 +283,6 @@ mod tests {
     #[test]
     fn a_ring_of_few_buffers_offers_them_all() {
         assert_eq!(Offer::new(4).buffers, 4);
+        assert_eq!(Offer::new(256).buffers, OFFER_MIN_SMALL);
     }
 }

@@ -64,3 +64,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
+
+/// Ends a listener, and the accepts that are in a ring for it: those hold it open past its descriptor's close.
+pub(super) fn end(listener: &TcpListener) {
+    // Refused only when it never listened.
+    let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+}

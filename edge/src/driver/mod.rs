@@ -24,12 +24,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use ahash::RandomState;
+use hashbrown::HashMap;
 use io_uring::types::Timespec;
 
 use self::link::LinkSocket;
 use self::ring::{Completion, LinkEvent, Ring};
+use crate::conn::Peer;
 use crate::mesh::Mesh;
+use crate::plan;
 use crate::shard::{Event, Output, Shard};
+use crate::shares::{Arrival, Shares};
 use crate::timer::{Now, TICK, Tick};
 use crate::uplink::{LinkState, Uplink, UplinkOutput};
 
@@ -46,9 +51,9 @@ pub struct Settings {
     pub shard: u16,
     /// Direct descriptors in the ring's table.
     pub sockets: u32,
-    /// Receive buffers; a power of two up to 32,768.
-    pub receive_buffers: u16,
-    /// Bytes of each.
+    /// The ring's sizes.
+    pub ring: plan::Ring,
+    /// Bytes of each receive buffer.
     pub receive_buffer_bytes: u32,
 }
 
@@ -97,7 +102,14 @@ pub struct Driver {
     clock: Clock,
     shard: Shard,
     mesh: Arc<Mesh>,
+    shares: Arc<Shares>,
     listener: Option<TcpListener>,
+    /// Accepts that are not in the ring.
+    idle_accepts: Vec<u16>,
+    /// Sockets on their way to other shards: by direct descriptor, to whom, and where their client is.
+    passing: HashMap<u32, (u16, Peer), RandomState>,
+    /// Of sockets on their way to this one, see [`Shares::arrived`].
+    arrivals: Vec<Arrival>,
     ring: Ring,
     link: Option<LinkEnd>,
     socket: Option<Box<LinkSocket>>,
@@ -124,26 +136,30 @@ impl Driver {
         settings: Settings,
         clock: Clock,
         shard: Shard,
-        mesh: Arc<Mesh>,
+        (mesh, shares): (Arc<Mesh>, Arc<Shares>),
         listener: TcpListener,
         link: Option<LinkEnd>,
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
-        let ring =
-            Ring::new(settings.sockets, settings.receive_buffers, settings.receive_buffer_bytes)?;
+        let ring = Ring::new(&settings.ring, settings.sockets, settings.receive_buffer_bytes)?;
+        shares.open(settings.shard, ring.descriptor());
         Ok(Self {
             settings,
             clock,
             shard,
             mesh,
+            shares,
             listener: Some(listener),
+            idle_accepts: (0..settings.ring.accepts).collect(),
+            passing: HashMap::default(),
+            arrivals: Vec::new(),
             ring,
             link,
             socket: None,
             dying: Vec::new(),
             attempts: 0,
             outage: false,
-            accept_again: Some(Tick(0)),
+            accept_again: None,
             last_tick: Tick(0),
             timeout: None,
             stop,
@@ -184,6 +200,8 @@ impl Driver {
             }
         }
         self.handle_timeouts(now);
+        self.shares.set_held(self.settings.shard, self.shard.connections());
+        self.accept(now);
         self.shard.exchange(now, &self.mesh);
         self.run_link(now);
         self.run_outputs();
@@ -218,12 +236,37 @@ impl Driver {
             Completion::ReceiveEnded { key, errno } => {
                 self.shard.apply(now, Event::Ended { key, errno });
             }
-            Completion::Accepted { socket } => self.shard.apply(now, Event::Accepted { socket }),
-            Completion::AcceptEnded { errno } => {
-                if errno != libc::ECANCELED {
+            Completion::Accepted { accept, socket, peer } => {
+                self.idle_accepts.push(accept);
+                self.handle_accepted(now, socket, peer);
+            }
+            Completion::AcceptFailed { accept, errno } => {
+                self.idle_accepts.push(accept);
+                // The client was gone before it was accepted (accept(2)), or we are leaving.
+                if !matches!(errno, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR) {
                     // The table is full, or the kernel is short of memory: a moment later there may be room.
                     self.shard.counters().accept_failures.add(1);
                     self.accept_again = Some(Tick(now.tick.0 + 1));
+                }
+            }
+            Completion::Arrived { from, socket_there, socket } => {
+                let shard = self.settings.shard;
+                let peer = self.shares.arrived(shard, from, socket_there, &mut self.arrivals);
+                let peer = peer.unwrap_or_default();
+                self.shard.apply(now, Event::Accepted { socket, peer });
+            }
+            Completion::Passed { socket, result } => {
+                let Some((to, peer)) = self.passing.remove(&socket) else { return };
+                match result {
+                    Ok(()) => {
+                        self.shard.counters().passed.add(1);
+                        self.ring.forget(socket);
+                    }
+                    // That shard's table is full, or it is gone: the client stays here.
+                    Err(_) => {
+                        self.shares.pass_failed(to);
+                        self.shard.apply(now, Event::Accepted { socket, peer });
+                    }
                 }
             }
             Completion::TimedOut { tick } => {
@@ -240,20 +283,46 @@ impl Driver {
             self.last_tick = now.tick;
             self.ring.buffers.end_tick();
         }
-        if self.accept_again.is_some_and(|at| at <= now.tick) {
-            self.accept_again = None;
-            if let Some(listener) = &self.listener {
-                self.ring.accept(listener.as_fd());
-            }
-        }
         if self.shard.poll_timeout().is_some_and(|at| at <= now.tick) {
             self.shard.handle_timeout(now);
         }
         if self.leave_by.is_none() && self.stop.load(Ordering::Relaxed) {
-            // Closing it ends the accept in the ring as well.
-            self.listener = None;
+            if let Some(listener) = self.listener.take() {
+                listener::end(&listener);
+            }
             self.leave_by = Some(now.tick.after(LEAVE_TIMEOUT));
             self.shard.close_all(now);
+        }
+    }
+
+    /// A fresh socket: this shard's, unless it holds more than its share.
+    fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
+        let from = self.settings.shard;
+        // Those on their way out are not here any more; if they stay after all, the next ones go.
+        let held = self.shard.connections();
+        let passed = match self.leave_by {
+            None => self.shares.pass(held, Arrival { from, socket, peer }),
+            Some(_) => None,
+        };
+        match passed {
+            Some((to, ring)) => {
+                self.passing.insert(socket, (to, peer));
+                self.ring.pass(socket, from, ring);
+            }
+            None => self.shard.apply(now, Event::Accepted { socket, peer }),
+        }
+    }
+
+    /// Puts the accepts that are done back into the ring. Once a turn: a turn takes no more clients than there are
+    /// accepts, so that a storm of them does not keep those who are here waiting.
+    fn accept(&mut self, now: Now) {
+        if self.accept_again.is_some_and(|at| at > now.tick) {
+            return;
+        }
+        self.accept_again = None;
+        let Some(listener) = &self.listener else { return };
+        while let Some(accept) = self.idle_accepts.pop() {
+            self.ring.accept(listener.as_fd(), accept);
         }
     }
 

@@ -4,21 +4,19 @@
 //! thread asks for them, so nothing interrupts it. A table of direct descriptors keeps sockets out of the process's
 //! own descriptor table. See io_uring_setup(2).
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, Timespec};
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::buffers::{Buffers, GROUP, Lent};
 use super::sends::{InFlight, Sends};
-use crate::conn::ConnKey;
+use crate::conn::{ConnKey, Peer};
+use crate::plan;
 use crate::timer::Tick;
 
-/// Submissions that are gathered before the kernel has to be entered.
-const SUBMISSIONS: u32 = 4096;
-/// Completions that fit before the kernel keeps them on a list of its own.
-const COMPLETIONS: u32 = 16_384;
 /// Completions looked at in one turn.
 const COMPLETIONS_A_TURN: usize = 1024;
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
@@ -34,14 +32,20 @@ const KIND_LINK_CONNECT: u64 = 5;
 const KIND_LINK_RECEIVE: u64 = 6;
 const KIND_LINK_SEND: u64 = 7;
 const KIND_WAKE: u64 = 8;
+const KIND_PASS: u64 = 9;
+const KIND_ARRIVAL: u64 = 10;
 
 /// What the kernel has done.
 #[derive(Debug)]
 pub(super) enum Completion {
-    /// A client was accepted into this direct descriptor.
-    Accepted { socket: u32 },
-    /// Accepting has ended with this error number and has to be started again.
-    AcceptEnded { errno: i32 },
+    /// Accept number `accept` is done: a client was accepted into this direct descriptor.
+    Accepted { accept: u16, socket: u32, peer: Peer },
+    /// Accept number `accept` is done and has failed with this error number.
+    AcceptFailed { accept: u16, errno: i32 },
+    /// A client that shard `from` had accepted as `socket_there` is now in this direct descriptor.
+    Arrived { from: u16, socket_there: u32, socket: u32 },
+    /// This direct descriptor was passed to another shard, which has a copy now; or it was not.
+    Passed { socket: u32, result: Result<(), i32> },
     /// Bytes came for a connection; `more` is false when the receive has to be started again.
     Received { key: ConnKey, lent: Lent, more: bool },
     /// The receive has ended with this error number; 0 is the end of the stream.
@@ -71,6 +75,8 @@ pub(super) struct Ring {
     ring: IoUring,
     pub(super) buffers: Buffers,
     sends: Sends,
+    /// Where the kernel writes whom it has accepted. Leaked: it may do so until the ring is wholly gone.
+    accepts: &'static mut [AcceptedAddress],
     completions: Vec<cqueue::Entry>,
     /// Where the kernel puts the count of the eventfd. Leaked: it may do so until the ring is wholly gone.
     wakes: &'static mut u64,
@@ -79,27 +85,33 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring with a table of `sockets` direct descriptors and `buffers` receive buffers.
+    /// A ring with a table of `sockets` direct descriptors and receive buffers of `buffer_bytes`.
     ///
     /// # Errors
     /// What the kernel says; the start-up probe has asked before for what can be known.
-    pub(super) fn new(sockets: u32, buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+    pub(super) fn new(size: &plan::Ring, sockets: u32, buffer_bytes: u32) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)?;
+            .setup_cqsize(size.completions)
+            .build(size.submissions)?;
         ring.submitter().register_files_sparse(sockets)?;
-        let buffers = Buffers::register(&ring, buffers, buffer_bytes)?;
-        let completions = Vec::with_capacity(COMPLETIONS_A_TURN);
+        let buffers = Buffers::register(&ring, size.receive_buffers, buffer_bytes)?;
+        let accepts = (0..size.accepts).map(|_| AcceptedAddress::new()).collect::<Vec<_>>();
         Ok(Self {
             ring,
             buffers,
             sends: Sends::default(),
-            completions,
+            accepts: accepts.leak(),
+            completions: Vec::with_capacity(COMPLETIONS_A_TURN.min(size.completions as usize)),
             wakes: Box::leak(Box::default()),
             wake_armed: false,
         })
+    }
+
+    /// The ring's own descriptor: other shards pass sockets to it.
+    pub(super) fn descriptor(&self) -> i32 {
+        self.ring.as_raw_fd()
     }
 
     /// Submits what was gathered and lets the kernel finish what it has waiting. Does not wait.
@@ -156,8 +168,25 @@ impl Ring {
         let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
         let low = data as u32;
         Some(match data >> KIND_SHIFT {
-            KIND_ACCEPT if result >= 0 => Completion::Accepted { socket: result as u32 },
-            KIND_ACCEPT => Completion::AcceptEnded { errno: -result },
+            KIND_ACCEPT => {
+                let accept = low as u16;
+                match u32::try_from(result) {
+                    Ok(socket) => {
+                        let peer = self.accepts.get(usize::from(accept))?.peer();
+                        Completion::Accepted { accept, socket, peer }
+                    }
+                    Err(_) => Completion::AcceptFailed { accept, errno: -result },
+                }
+            }
+            KIND_ARRIVAL => Completion::Arrived {
+                from: (data >> 32) as u16,
+                socket_there: low,
+                socket: result as u32,
+            },
+            KIND_PASS => {
+                let result = if result < 0 { Err(-result) } else { Ok(()) };
+                Completion::Passed { socket: low, result }
+            }
             KIND_RECEIVE => {
                 let key = ConnKey::from_bits(data);
                 match cqueue::buffer_select(flags) {
@@ -202,12 +231,36 @@ impl Ring {
         !self.ring.submission().is_empty()
     }
 
-    /// Accepts until told otherwise by [`Completion::AcceptEnded`]; sockets go into free direct descriptors.
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>) {
-        let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
-            .allocate_file_index(true)
+    /// Accepts one client, as accept number `accept`; its socket goes into a free direct descriptor.
+    ///
+    /// One at a time and not multishot: a multishot accept has one place to write addresses to, which the next client
+    /// overwrites. As many as are in flight are taken in one turn.
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, accept: u16) {
+        let Some(place) = self.accepts.get_mut(usize::from(accept)) else { return };
+        place.reset();
+        let (address, length): (*mut libc::sockaddr_in6, *mut libc::socklen_t) =
+            (&raw mut place.address, &raw mut place.length);
+        let entry = opcode::Accept::new(Fd(listener.as_raw_fd()), address.cast(), length)
+            .file_index(Some(DestinationSlot::auto_target()))
             .build()
-            .user_data(KIND_ACCEPT << KIND_SHIFT);
+            .user_data(KIND_ACCEPT << KIND_SHIFT | u64::from(accept));
+        self.push(entry);
+    }
+
+    /// Gives the ring of another shard a copy of a direct descriptor; [`Completion::Passed`] follows here,
+    /// [`Completion::Arrived`] there.
+    pub(super) fn pass(&mut self, socket: u32, from: u16, ring: i32) {
+        let there = KIND_ARRIVAL << KIND_SHIFT | u64::from(from) << 32 | u64::from(socket);
+        let slot = DestinationSlot::auto_target();
+        let entry = opcode::MsgRingSendFd::new(Fd(ring), Fixed(socket), slot, there)
+            .build()
+            .user_data(KIND_PASS << KIND_SHIFT | u64::from(socket));
+        self.push(entry);
+    }
+
+    /// Frees a direct descriptor and leaves the stream as it is: another shard has a copy.
+    pub(super) fn forget(&mut self, socket: u32) {
+        let entry = opcode::Close::new(Fixed(socket)).build().user_data(KIND_IGNORED);
         self.push(entry);
     }
 
@@ -301,7 +354,7 @@ impl Ring {
 
     fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: what an entry points to outlives its completion: buffers of connections lie in `sends`
-        // or in `buffers`, those of the link in the driver's `LinkSocket`, and a timeout's time is copied
+        // or in `buffers`, accepted addresses in `accepts`, the link's in the driver's `LinkSocket`, and a timeout's time is copied
         // when it is submitted, before `timeout` returns.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.make_room();
@@ -320,5 +373,46 @@ impl Ring {
     fn make_room(&mut self) {
         // Refused only while completions overflow; the kernel keeps those, and submission goes on.
         let _ = self.ring.submit();
+    }
+}
+
+/// Where the kernel writes the address of one accepted client (accept(2)).
+#[derive(Debug)]
+struct AcceptedAddress {
+    address: libc::sockaddr_in6,
+    length: libc::socklen_t,
+}
+
+impl AcceptedAddress {
+    fn new() -> Self {
+        let address = libc::sockaddr_in6 {
+            sin6_family: 0,
+            sin6_port: 0,
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+            sin6_scope_id: 0,
+        };
+        Self { address, length: 0 }
+    }
+
+    fn reset(&mut self) {
+        self.address.sin6_family = 0;
+        self.length = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    }
+
+    fn peer(&self) -> Peer {
+        let port = u16::from_be(self.address.sin6_port);
+        match i32::from(self.address.sin6_family) {
+            libc::AF_INET6 => {
+                let ip = Ipv6Addr::from(self.address.sin6_addr.s6_addr);
+                SocketAddr::from((ip, port)).into()
+            }
+            // sockaddr_in has its address where sockaddr_in6 has its flow label.
+            libc::AF_INET => {
+                let ip = Ipv4Addr::from(self.address.sin6_flowinfo.to_ne_bytes());
+                SocketAddr::from((ip, port)).into()
+            }
+            _ => Peer::default(),
+        }
     }
 }

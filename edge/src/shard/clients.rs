@@ -10,7 +10,7 @@ use hawser_proto::view::link::{self, EdgeMessage};
 
 use super::{CLIENT_KINDS_MAX, Shard, open_batch};
 use crate::client;
-use crate::conn::{CloseReason, Codec, ConnKey, Mode, Phase, Session};
+use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Phase, Session};
 use crate::limits;
 use crate::timer::Now;
 
@@ -110,7 +110,7 @@ impl Shard {
         let session = Session {
             user,
             device,
-            acked: connect.resume_cursor,
+            acked: Acked::new(connect.resume_cursor),
             connected_at_ms: now.unix_ms,
             client,
             sends_in_flight: 0,
@@ -145,7 +145,7 @@ impl Shard {
             connection: key.to_connection_id(self.index),
             user: &session.user,
             device: &session.device,
-            cursor: session.acked,
+            cursor: session.acked.sequence(),
             connected_at_ms: session.connected_at_ms,
             client_kind: kind,
             client_version: version,
@@ -224,7 +224,7 @@ impl Shard {
     fn handle_ack(&mut self, key: ConnKey, ack: Ack) {
         let connection = key.to_connection_id(self.index);
         let Some(session) = self.session(key) else { return };
-        session.acked = session.acked.max(Some(ack.sequence));
+        session.acked.advance(ack.sequence);
         let (user, sequence, read_sequence) = (session.user, ack.sequence, ack.read_sequence);
         self.say(&EdgeMessage::Ack(link::Ack { connection, user: &user, sequence, read_sequence }));
     }

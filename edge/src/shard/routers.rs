@@ -8,7 +8,7 @@ use hawser_proto::view::link::{self, EdgeMessage, RouterMessage, SnapshotEnd};
 
 use super::{Link, Shard, open_batch};
 use crate::conn::slab::shard_of;
-use crate::conn::{CloseReason, ConnKey, Mode};
+use crate::conn::{Acked, CloseReason, ConnKey, Mode};
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
@@ -192,7 +192,7 @@ impl Shard {
         }
         let window_messages = self.link.map_or(0, |link| link.window_messages);
         let Some(session) = self.conns.get_mut(key).and_then(|c| c.session_mut()) else { return };
-        session.acked = Some(registered.cursor);
+        session.acked = Acked::new(Some(registered.cursor));
         if std::mem::replace(&mut session.registered, true) {
             return;
         }

@@ -16,6 +16,9 @@ const HEAD: &str = "GET /ws HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConn
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Protocol: hawser.v1.proto\r\n\r\n";
 
+/// What the shard may have.
+const SHARE: Share = Share { connections_max: 100, pool_bytes_max: 1024 * 1024 };
+
 /// One shard, its lane, and the sockets of its clients.
 struct Rig {
     shard: Shard,
@@ -44,7 +47,7 @@ impl Rig {
         let mut config = Config::default();
         change(&mut config);
         let now = Now { tick: Tick(0), unix_ms: 1_000_000 };
-        let shard = Shard::new(0, Arc::new(config), 100, Arc::new(Counters::default()), now);
+        let shard = Shard::new(0, Arc::new(config), SHARE, Arc::new(Counters::default()), now);
         Self { shard, mesh: Mesh::new(1).unwrap(), now, link: 0, sockets: 0, outputs: Vec::new() }
     }
 
@@ -120,7 +123,7 @@ impl Rig {
     fn accept(&mut self) -> ConnKey {
         let socket = self.sockets;
         self.sockets += 1;
-        self.shard.apply(self.now, Event::Accepted { socket });
+        self.shard.apply(self.now, Event::Accepted { socket, peer: Peer::default() });
         self.turn();
         self.outputs
             .iter()

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_edge::config::Config;
-use hawser_edge::conn::ConnKey;
+use hawser_edge::conn::{ConnKey, Peer};
 use hawser_edge::mesh::{Mesh, UPLINK_SHARD};
 use hawser_edge::metrics::Counters;
-use hawser_edge::shard::{Event, Output, Shard};
+use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::Now;
 use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
 use hawser_edge::ws;
@@ -24,6 +24,9 @@ pub(crate) const SHARDS: u16 = 2;
 const REFUSED: i32 = 111;
 /// `EPIPE`.
 const BROKEN_PIPE: i32 = 32;
+
+/// What the shard may have.
+const SHARE: Share = Share { connections_max: 100, pool_bytes_max: 1024 * 1024 };
 
 /// See the module.
 pub(crate) struct Edge {
@@ -54,7 +57,7 @@ struct Socket {
 pub(crate) fn config() -> Arc<Config> {
     Arc::new(Config {
         connections_max: 1_000,
-        shards: usize::from(SHARDS),
+        shards: Some(usize::from(SHARDS)),
         ping_interval_active: Duration::from_secs(2),
         missed_beats_max: 1,
         ping_grace: Duration::from_secs(1),
@@ -72,7 +75,7 @@ impl Edge {
     pub(crate) fn start(env: &mut Env, name: &str, config: &Arc<Config>, skew_ms: i64) -> Self {
         let now = env.edge_now(skew_ms);
         let station = |index| Station {
-            shard: Shard::new(index, Arc::clone(config), 100, Arc::new(Counters::default()), now),
+            shard: Shard::new(index, Arc::clone(config), SHARE, Arc::new(Counters::default()), now),
             sockets: Vec::new(),
             accepting: VecDeque::new(),
         };
@@ -131,7 +134,7 @@ impl Edge {
             } else {
                 sockets[number] = Some(socket);
             }
-            shard.apply(now, Event::Accepted { socket: number as u32 });
+            shard.apply(now, Event::Accepted { socket: number as u32, peer: Peer::default() });
         }
         for socket in sockets.iter_mut().flatten() {
             socket.complete(env, now, shard);
