@@ -201,10 +201,11 @@ impl Driver {
         }
         self.handle_timeouts(now);
         self.shares.set_held(self.settings.shard, self.shard.connections());
-        self.accept(now);
         self.shard.exchange(now, &self.mesh);
         self.run_link(now);
         self.run_outputs();
+        // Behind the closes, which make room for it.
+        self.accept(now);
         Ok(completions > 0
             || self.ring.has_submissions()
             || self.shard.has_more_to_tell()
@@ -260,7 +261,7 @@ impl Driver {
                 match result {
                     Ok(()) => {
                         self.shard.counters().passed.add(1);
-                        self.ring.forget(socket);
+                        self.ring.close(socket);
                     }
                     // That shard's table is full, or it is gone: the client stays here.
                     Err(_) => {
@@ -321,7 +322,13 @@ impl Driver {
         }
         self.accept_again = None;
         let Some(listener) = &self.listener else { return };
-        while let Some(accept) = self.idle_accepts.pop() {
+        // A client for whom there is no descriptor would be cut off; so it stays in the listener's queue.
+        let taken = self.shard.connections() + self.passing.len();
+        let free = (self.settings.sockets as usize).saturating_sub(taken);
+        let accepts = usize::from(self.settings.ring.accepts);
+        while accepts - self.idle_accepts.len() < free
+            && let Some(accept) = self.idle_accepts.pop()
+        {
             self.ring.accept(listener.as_fd(), accept);
         }
     }
@@ -333,7 +340,8 @@ impl Driver {
                 Output::Receive { key, socket } => self.ring.receive(key, socket),
                 Output::StopReceive { key } => self.ring.stop_receive(key),
                 Output::ShutdownWrite { socket } => self.ring.shutdown_write(socket),
-                Output::Close { socket } => self.ring.close(socket),
+                Output::Close { socket, busy: true } => self.ring.shut_and_close(socket),
+                Output::Close { socket, busy: false } => self.ring.close(socket),
             }
         }
     }
