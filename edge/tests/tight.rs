@@ -201,6 +201,48 @@ fn shards_even_out_and_passed_sockets_work() {
 }
 
 #[test]
+fn a_flood_of_pings_that_nobody_reads_the_answers_of_is_bounded_and_answered_when_somebody_does() {
+    let edge = Running::start(Config::default(), |plan| plan.shards = 1);
+    let (mut flood, mut other) = (edge.connect().upgraded(), edge.connect().upgraded());
+    let ping = |number: u32| {
+        let mut frame = vec![0x89, 0x80 | 125, 0, 0, 0, 0];
+        frame.extend_from_slice(&number.to_be_bytes());
+        frame.resize(6 + 125, 0x55);
+        frame
+    };
+    flood.0.set_nonblocking(true).unwrap();
+    let (mut waiting, mut pings, mut sent_bytes) = (Vec::new(), 0, 0);
+    // Until the edge has stopped reading for long: its answers fill every buffer on their way.
+    let mut refused = 0;
+    while refused < 200 {
+        if waiting.is_empty() {
+            waiting = ping(pings);
+            pings += 1;
+        }
+        match flood.0.write(&waiting) {
+            Ok(bytes) => {
+                waiting.drain(..bytes);
+                (sent_bytes, refused) = (sent_bytes + bytes, 0);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                refused += 1;
+                other.say(b"not in the way");
+                other.hears(b"not in the way");
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("{error} after {sent_bytes} bytes"),
+        }
+    }
+    assert_eq!(edge.metric("edge_connections"), 2);
+    flood.0.set_nonblocking(false).unwrap();
+    for number in 0..pings - 1 {
+        let mut pong = [0; 2 + 125];
+        flood.0.read_exact(&mut pong).unwrap();
+        assert_eq!((pong[0], &pong[2..6]), (0x8A, &number.to_be_bytes()[..]));
+    }
+}
+
+#[test]
 fn everybody_leaving_at_once_leaves_nobody_behind() {
     let edge = Running::start(Config::default(), |plan| plan.shards = 2);
     for _ in 0..3 {
