@@ -50,7 +50,20 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?;
         Ok(Self { start, bytes })
     }
+
+    /// Gives the memory of the page at this offset back; it reads as zeros afterwards.
+    fn give_back(&self, offset: usize) {
+        assert!(offset.is_multiple_of(PAGE_BYTES) && offset < self.bytes);
+        // SAFETY: the page lies inside the mapping (above; a mapping is whole pages). The caller says that nobody
+        // refers to it. When it fails the memory is kept, which harms nobody.
+        unsafe {
+            libc::madvise(self.start.as_ptr().add(offset).cast(), PAGE_BYTES, libc::MADV_DONTNEED)
+        };
+    }
 }
+
+/// What memory is given back by. On a kernel with larger pages the calls fail, and memory is kept.
+const PAGE_BYTES: usize = 4096;
 
 /// How many buffers are offered to the kernel at once.
 ///
@@ -100,19 +113,24 @@ impl Offer {
         self.turn_lent = 0;
     }
 
-    fn end_tick(&mut self, count: u16) {
+    /// Says whether it has shrunk.
+    fn end_tick(&mut self, count: u16) -> bool {
         let short = self.empty > self.lent / 16;
         let ample = self.turn_lent_max < self.buffers / 4;
         self.short_ticks = if short { self.short_ticks + 1 } else { 0 };
         self.ample_ticks = if ample { self.ample_ticks + 1 } else { 0 };
-        if self.short_ticks >= SHORT_TICKS {
+        let grows = self.short_ticks >= SHORT_TICKS;
+        if grows {
             self.buffers = self.buffers.saturating_mul(2).min(count);
             self.short_ticks = 0;
-        } else if self.ample_ticks >= AMPLE_TICKS {
+        }
+        let shrinks = !grows && self.ample_ticks >= AMPLE_TICKS && self.buffers > self.least;
+        if shrinks {
             self.buffers = (self.buffers / 2).max(self.least);
             self.ample_ticks = 0;
         }
         (self.lent, self.empty, self.turn_lent_max) = (0, 0, 0);
+        shrinks
     }
 }
 
@@ -176,9 +194,25 @@ impl Buffers {
         self.offer.empty += 1;
     }
 
-    /// A tick has passed: decides how many buffers are offered from now on.
+    /// A tick has passed: decides how many buffers are offered from now on. Those that are too many give their memory
+    /// back.
     pub(super) fn end_tick(&mut self) {
-        self.offer.end_tick(self.count);
+        if self.offer.end_tick(self.count) {
+            self.trim();
+        }
+    }
+
+    /// Gives pages back on which nothing but spare buffers lie.
+    fn trim(&mut self) {
+        let mut is_spare = vec![false; usize::from(self.count)];
+        self.spare.iter().for_each(|id| is_spare[usize::from(*id)] = true);
+        let each = self.bytes_each as usize;
+        for page in (0..self.memory.bytes).step_by(PAGE_BYTES) {
+            let buffers = page / each..(page + PAGE_BYTES).min(self.memory.bytes).div_ceil(each);
+            if is_spare[buffers].iter().all(|spare| *spare) {
+                self.memory.give_back(page);
+            }
+        }
     }
 
     /// The bytes in a lent buffer.
@@ -278,6 +312,21 @@ mod tests {
             offer.end_tick(4096);
         }
         assert_eq!(offer.buffers, OFFER_MIN);
+    }
+
+    #[test]
+    fn spare_buffers_give_their_memory_back_and_the_others_keep_it() {
+        let ring = IoUring::new(8).unwrap();
+        let mut buffers = Buffers::register(&ring, 512, 2048).unwrap();
+        for id in 0..512 {
+            let lent = Lent { id, bytes: 2048 };
+            buffers.bytes_of(&lent).fill(1);
+        }
+        buffers.trim();
+        let values: Vec<u8> =
+            (0..512).map(|id| buffers.bytes_of(&Lent { id, bytes: 1 })[0]).collect();
+        // The lowest are offered, the rest is spare.
+        assert_eq!(values, [vec![1; OFFER_MIN_SMALL.into()], vec![0; 448]].concat());
     }
 
     #[test]
