@@ -658,10 +658,11 @@ mod tests {
         let writer = std::thread::spawn(move || peer.write_all(&copy).unwrap());
         let mut received = Vec::new();
         while received.len() < sent.len() {
-            match bench.next() {
-                Told::Received(0, bytes) => received.extend(bytes),
-                other => panic!("{other:?} after {} bytes", received.len()),
-            }
+            let told = bench.next();
+            let Told::Received(0, bytes) = told else {
+                panic!("{told:?} after {} bytes", received.len())
+            };
+            received.extend(bytes);
         }
         assert!(received == sent);
         writer.join().unwrap();
