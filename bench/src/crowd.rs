@@ -111,8 +111,8 @@ impl Crowd {
     pub(crate) fn new(plan: &CrowdPlan) -> Result<Self, Failure> {
         let limit = host::raise_descriptor_limit();
         let slots = limit.min(DIALER_SLOTS_MAX.into()).min(plan.sessions.into()).max(1) as u32;
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(io::Error::from)?;
+        let bell =
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
         let rings = plan.sessions.div_ceil(slots);
         let dialers = (0..rings)
             .map(|ring| {
@@ -148,9 +148,8 @@ impl Crowd {
         })
     }
 
-    /// Room for so many.
-    pub(crate) fn size(&self) -> usize {
-        self.sessions.len()
+    pub(crate) fn speech(&self) -> Speech {
+        self.talk.speech
     }
 
     /// From now on the first `sessions` want to be live.

@@ -74,7 +74,9 @@ impl fmt::Display for UpgradeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotHttp => f.write_str("the answer to the upgrade is not HTTP"),
-            Self::Status { code, reason, .. } => write!(f, "the upgrade was answered {code} {reason}"),
+            Self::Status { code, reason, .. } => {
+                write!(f, "the upgrade was answered {code} {reason}")
+            }
             Self::Header(name) => write!(f, "the upgrade was answered with a wrong {name}"),
         }
     }

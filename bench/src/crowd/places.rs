@@ -43,7 +43,8 @@ impl Places {
     pub(super) fn source(&self, session: u32, connect: u8) -> Option<SocketAddrV4> {
         let (address, port) = (session / PORTS, session % PORTS);
         let window = u32::from(connect) % WINDOWS;
-        let ip = Ipv4Addr::new(127, self.network?, (address / 254) as u8, 1 + (address % 254) as u8);
+        let ip =
+            Ipv4Addr::new(127, self.network?, (address / 254) as u8, 1 + (address % 254) as u8);
         Some(SocketAddrV4::new(ip, (PORT_MIN + window * PORTS + port) as u16))
     }
 }

@@ -104,9 +104,15 @@ pub(super) enum Trouble {
     /// The server closed with this code.
     Closed(u16, String),
     /// The server said Error.
-    Error { code: &'static str, message: String, retryable: bool },
+    Error {
+        code: &'static str,
+        message: String,
+        retryable: bool,
+    },
     /// The server sends us away.
-    GoAway { after: Duration },
+    GoAway {
+        after: Duration,
+    },
     /// Something that is no frame of the client protocol, or at the wrong time.
     Nonsense(&'static str),
     /// No upgrade or no Welcome in time.
@@ -166,7 +172,7 @@ pub(super) struct Who {
 /// What all sessions of a crowd have in common when they talk.
 pub(super) struct Talk {
     target: Target,
-    speech: Speech,
+    pub(super) speech: Speech,
     subprotocol: Option<&'static str>,
     /// Put into the names of users, so that each run has its own.
     run: u64,
@@ -231,8 +237,9 @@ impl Talk {
         let mut input = input;
         if session.phase == Phase::Opening {
             let (key, subprotocol) = (self.key(who), self.subprotocol);
-            let read =
-                |head: &[u8]| upgrade::read_answer(head, subprotocol, key).map_err(Trouble::Upgrade);
+            let read = |head: &[u8]| {
+                upgrade::read_answer(head, subprotocol, key).map_err(Trouble::Upgrade)
+            };
             if let Some(mut head) = self.take_head(who, session) {
                 head.extend_from_slice(input);
                 let Some(taken) = read(&head)? else {
