@@ -7,7 +7,7 @@
 
 mod outgoing;
 mod session;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
 use std::fmt;

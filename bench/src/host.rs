@@ -1,5 +1,6 @@
 //! This machine and its processes, as /proc tells them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -66,6 +67,40 @@ pub(crate) fn anonymous_bytes(pid: u32) -> io::Result<u64> {
     kib_of(&rollup, "Anonymous")
         .map(|kib| kib * 1024)
         .ok_or_else(|| io::Error::other("smaps_rollup has no line Anonymous"))
+}
+
+/// Memory that the kernel keeps for itself, whole machine: what is neither free, nor a cache of files, nor anonymous
+/// memory of some process. What other processes do moves it little.
+///
+/// # Errors
+/// When /proc/meminfo does not say.
+pub(crate) fn kernel_bytes() -> io::Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let bytes = |name: &str| {
+        kib_of(&meminfo, name)
+            .map(|kib| kib * 1024)
+            .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no line {name}")))
+    };
+    let others = ["MemFree", "Buffers", "Cached", "AnonPages"].map(bytes);
+    let others = others.into_iter().sum::<io::Result<u64>>()?;
+    Ok(bytes("MemTotal")?.saturating_sub(others))
+}
+
+/// Bytes in each of the kernel's slab caches, by name, whole machine; empty for who may not read /proc/slabinfo.
+pub(crate) fn slabs() -> BTreeMap<String, u64> {
+    slabs_in(&fs::read_to_string("/proc/slabinfo").unwrap_or_default())
+}
+
+/// Lines such as `TCP  20 26 2496 13 8 : ..`: name, objects in use, objects, bytes of one.
+fn slabs_in(slabinfo: &str) -> BTreeMap<String, u64> {
+    let cache = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let name = fields.next()?.to_owned();
+        let mut number = || fields.next()?.parse::<u64>().ok();
+        let (_, objects, bytes_each) = (number()?, number()?, number()?);
+        Some((name, objects * bytes_each))
+    };
+    slabinfo.lines().filter_map(cache).collect()
 }
 
 /// Type of the filesystem that `path` lies on, such as `ext4`: on `tmpfs` nothing is durable, and fast.
@@ -147,6 +182,14 @@ mod tests {
         let pid = std::process::id();
         assert!(cpu_time(pid).unwrap() > Duration::ZERO);
         assert!(anonymous_bytes(pid).unwrap() > 4096);
+    }
+
+    #[test]
+    fn the_kernel_and_its_slabs_take_memory() {
+        assert!(kernel_bytes().unwrap() > 1 << 20);
+        let slabs =
+            slabs_in("slabinfo - version: 2.1\n# name <active>\nTCP  20 26 2496 13 8 : x\n");
+        assert_eq!(slabs.into_iter().collect::<Vec<_>>(), [("TCP".to_owned(), 26 * 2496)]);
     }
 
     #[test]

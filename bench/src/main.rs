@@ -8,6 +8,7 @@
 mod checker;
 mod client;
 mod clock;
+mod crowd;
 mod failure;
 mod host;
 mod processes;

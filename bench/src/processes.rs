@@ -23,6 +23,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// For one request to /healthz.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
+/// For one request to /metrics, which a busy machine may keep waiting.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
+const METRICS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Shown of a log when its server died.
 const LOG_TAIL_BYTES: usize = 2_000;
 /// Ports are drawn from here up to where the kernel's own begin: a client's socket must not sit on a server's port
@@ -188,6 +191,19 @@ impl Server {
         self.child.as_ref().map(Child::id)
     }
 
+    /// What its admin address shows.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) fn metrics(&self) -> io::Result<String> {
+        metrics(self.admin)
+    }
+
+    /// Whether the process runs; false also when it has ended by itself.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     /// Fails when the process ended by itself.
     pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
         let ended: Option<ExitStatus> =
@@ -234,6 +250,32 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// What `GET /metrics` says.
+fn metrics(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, HEALTH_TIMEOUT)?;
+    stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.take(METRICS_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The values of a metric in the text format of Prometheus, each with what stands between its braces.
+pub(crate) fn values_of<'a>(
+    metrics: &'a str,
+    name: &'a str,
+) -> impl Iterator<Item = (&'a str, f64)> {
+    metrics.lines().filter_map(move |line| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.split_once('}')?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        Some((labels, value.trim().parse().ok()?))
+    })
 }
 
 /// Asks `GET /healthz` and returns the HTTP status.
@@ -292,6 +334,14 @@ mod tests {
         });
         assert_eq!(healthz(admin).unwrap(), 503);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn the_values_of_a_metric_are_read_with_their_labels() {
+        let text = "# HELP x_total y\nx_total{shard=\"0\"} 3\nx_total{shard=\"1\"} 4.5\nx_total_more 1\nplain 7\n";
+        let all: Vec<_> = values_of(text, "x_total").collect();
+        assert_eq!(all, [("shard=\"0\"", 3.0), ("shard=\"1\"", 4.5)]);
+        assert_eq!(values_of(text, "plain").collect::<Vec<_>>(), [("", 7.0)]);
     }
 
     #[test]

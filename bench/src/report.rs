@@ -1,5 +1,6 @@
 //! What a run found: one JSON object, or a table for people. Both always name the machine and the settings.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -46,8 +47,34 @@ pub(crate) struct Report {
     pub bench_cores: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<LatencyMs>,
+    /// Growth of anonymous memory with the connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edge_user_bytes_per_connection: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_user_bytes_per_connection: Option<f64>,
+    /// Of one end: half of what the kernel took on this machine, which holds both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_bytes_per_connection: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// CPU of all processes until the last session was in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_cpu_us_per_connection: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_cpu_us_per_connection_second: Option<f64>,
+    /// Pings answered while idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pongs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_fullest_over_emptiest: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered_seconds: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kills: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +110,17 @@ impl Report {
             bench_cores: None,
             latency_ms: None,
             edge_user_bytes_per_connection: None,
+            router_user_bytes_per_connection: None,
+            kernel_bytes_per_connection: None,
+            memory: None,
+            connect_cpu_us_per_connection: None,
+            idle_cpu_us_per_connection_second: None,
+            pongs: None,
+            shards: None,
+            shard_fullest_over_emptiest: None,
+            recovered_seconds: None,
+            recovery: None,
+            churn: None,
             kills: None,
             killed: None,
             seed: None,
@@ -102,6 +140,57 @@ impl Report {
         let text = if json { format!("{value}\n") } else { table(&value) };
         io::stdout().lock().write_all(text.as_bytes())
     }
+}
+
+/// Where the memory was when all were connected. Totals count in what was there before.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Memory {
+    pub edge_user_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_user_bytes: Option<u64>,
+    pub bench_user_bytes: u64,
+    pub bench_user_bytes_per_connection: f64,
+    /// Growth of the kernel's memory, both ends together.
+    pub kernel_bytes_both_ends: u64,
+    /// Slab caches that grew by a byte or more a connection, both ends together.
+    pub slab_bytes_per_connection_both_ends: BTreeMap<String, f64>,
+}
+
+/// How a crowd came back.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Recovery {
+    /// From the cut to the start of the new server.
+    pub restarted_after_seconds: f64,
+    /// Starts that failed because the dead server's address was not free yet.
+    pub restarts_in_vain: u64,
+    /// Attempts that came to nothing while the server was away or full.
+    pub failed_attempts: u64,
+    /// Seconds since the new server's start, and how many are registered then.
+    pub curve: Vec<(f64, usize)>,
+}
+
+/// How memory went with coming and going.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Churn {
+    pub joined: u64,
+    pub left: u64,
+    pub edge_user_bytes_start: u64,
+    pub edge_user_bytes_end: u64,
+    pub edge_end_over_start: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_user_bytes_start: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_user_bytes_end: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_end_over_start: Option<f64>,
+}
+
+/// How long something took.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Seconds {
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
 }
 
 /// CPU of one measured process.
@@ -160,6 +249,11 @@ impl Latencies {
 
     pub(crate) fn record(&mut self, latency: Duration) {
         self.0.saturating_record((latency.as_micros() as u64).max(1));
+    }
+
+    pub(crate) fn seconds(&self) -> Option<Seconds> {
+        let LatencyMs { p50, p99, max, .. } = self.summary()?;
+        Some(Seconds { p50: p50 / 1e3, p99: p99 / 1e3, max: max / 1e3 })
     }
 
     pub(crate) fn summary(&self) -> Option<LatencyMs> {

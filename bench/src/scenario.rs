@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod crash;
+mod crowded;
 pub(crate) mod echo;
 mod hand;
 pub(crate) mod idle;
@@ -140,6 +141,17 @@ impl ServerFlags {
         stop: &Stop,
     ) -> Result<Served, Failure> {
         check_descriptors(connections)?;
+        self.serve_any(connections, own, seed, stop)
+    }
+
+    /// The same for clients that take no descriptors of this process.
+    fn serve_any(
+        &self,
+        connections: usize,
+        own: impl FnOnce(&mut Plan) -> &'static str,
+        seed: u64,
+        stop: &Stop,
+    ) -> Result<Served, Failure> {
         if let Some(target) = &self.target {
             for pid in &self.pid {
                 host::cpu_time(*pid)

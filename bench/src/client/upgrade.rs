@@ -1,6 +1,7 @@
 //! The HTTP side of a WebSocket client: the request, and the judgement of the answer (RFC 6455 section 4.1).
 
 use std::fmt;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -32,7 +33,7 @@ impl Key {
 }
 
 /// What the server has to answer in `Sec-WebSocket-Accept`.
-pub(super) fn accept(key: &[u8]) -> String {
+pub(crate) fn accept(key: &[u8]) -> String {
     BASE64.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize())
 }
 
@@ -63,8 +64,8 @@ pub(crate) fn write_request(
 pub(crate) enum UpgradeError {
     /// Not HTTP, or a head over [`HEAD_BYTES_MAX`].
     NotHttp,
-    /// An HTTP answer other than 101.
-    Status(u16, String),
+    /// An HTTP answer other than 101; `retry_after` when it says in seconds when to come back.
+    Status { code: u16, reason: String, retry_after: Option<Duration> },
     /// 101 without what RFC 6455 section 4.1 asks for; names the header.
     Header(&'static str),
 }
@@ -73,7 +74,9 @@ impl fmt::Display for UpgradeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotHttp => f.write_str("the answer to the upgrade is not HTTP"),
-            Self::Status(code, reason) => write!(f, "the upgrade was answered {code} {reason}"),
+            Self::Status { code, reason, .. } => {
+                write!(f, "the upgrade was answered {code} {reason}")
+            }
             Self::Header(name) => write!(f, "the upgrade was answered with a wrong {name}"),
         }
     }
@@ -98,13 +101,16 @@ pub(crate) fn read_answer(
         Ok(httparse::Status::Partial) | Err(_) => return Err(UpgradeError::NotHttp),
     };
     let code = answer.code.unwrap_or_default();
-    if code != 101 {
-        return Err(UpgradeError::Status(code, answer.reason.unwrap_or_default().to_owned()));
-    }
     let header = |name: &str| {
         let found = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
         found.and_then(|header| std::str::from_utf8(header.value).ok()).map(str::trim)
     };
+    if code != 101 {
+        let reason = answer.reason.unwrap_or_default().to_owned();
+        let seconds = header("Retry-After").and_then(|value| value.parse::<u32>().ok());
+        let retry_after = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+        return Err(UpgradeError::Status { code, reason, retry_after });
+    }
     let says = |name: &'static str, good: &dyn Fn(&str) -> bool| match header(name) {
         Some(value) if good(value) => Ok(()),
         _ => Err(UpgradeError::Header(name)),
@@ -161,6 +167,8 @@ mod tests {
         let busy = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n";
         let error = read_answer(busy, None, sample_key()).unwrap_err();
         assert_eq!(error.to_string(), "the upgrade was answered 503 Service Unavailable");
+        let UpgradeError::Status { retry_after, .. } = error else { panic!("{error:?}") };
+        assert_eq!(retry_after, Some(Duration::from_secs(1)));
         let error = read_answer(b"\x16\x03\x01\x02", None, sample_key()).unwrap_err();
         assert_eq!(error, UpgradeError::NotHttp);
         let error = read_answer(&[b'H'; HEAD_BYTES_MAX], None, sample_key()).unwrap_err();

@@ -1,17 +1,14 @@
-//! What does a connection cost that says nothing? Memory of the edge before and after many full sessions.
+//! What does a connection cost that says nothing but its pings? Memory and CPU of everybody, with many full sessions.
 
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::chat;
-use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES};
-use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
-use crate::client::{Fleet, SUBPROTOCOL};
+use super::crowded::{CrowdFlags, Crowded};
+use super::{Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
 use crate::clock;
 use crate::failure::Failure;
-use crate::host;
 use crate::report::{Progress, Report, rounded};
 
 /// What an idle run does.
@@ -22,12 +19,15 @@ pub(crate) struct IdleArgs {
     servers: ServerFlags,
     /// Connections, each a user of its own
     #[arg(long, default_value_t = 15_000,
-          value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
     connections: u32,
-    /// Time between the last connect and the reading
-    #[arg(long, default_value = "5s", value_parser = parse_seconds)]
+    #[command(flatten)]
+    #[serde(flatten)]
+    crowd: CrowdFlags,
+    /// How long all stay, for the CPU that it takes
+    #[arg(long, default_value = "60s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
-    seconds: Duration,
+    hold: Duration,
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) output: OutputFlags,
@@ -38,46 +38,27 @@ pub(crate) struct IdleArgs {
 /// # Errors
 /// [`Failure`] when there is nothing to report.
 pub(crate) fn run(args: &IdleArgs, stop: &Stop) -> Result<Outcome, Failure> {
-    let pairs = (args.connections as usize).div_ceil(2);
-    let clients = pairs * 2;
-    let seed = clock::random_seed();
-    let mut served = args.servers.serve(clients, |_| CLIENT_PATH, seed, stop)?;
-    let Some(&edge) = served.pids.first() else {
-        return Err(Failure::Usage("--pid: with --target, name the edge's process".to_owned()));
-    };
-    let plan = PairsPlan {
-        pairs,
-        payload_bytes: STAMP_BYTES,
-        messages_max: 1,
-        pacing: Pacing::Closed { in_flight: 1 },
-        calm: true,
-        seed,
-        run: seed,
-    };
-    let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
-    let mut sessions = Pairs::new(clock::now(), &plan);
-    let mut report = Report::new("idle", args);
     let mut progress = Progress::new();
+    let mut report = Report::new("idle", args);
+    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, stop)?;
+    crowded.connect(args.connections, stop, &mut progress, &mut report)?;
+    crowded.settle(stop, &mut progress)?;
+    crowded.report_memory(&mut report)?;
+    crowded.report_shards(&mut report);
 
-    let bytes_before = host::anonymous_bytes(edge)?;
-    let began = clock::now();
-    chat::connect(&mut sessions, &mut fleet, stop)?;
-    let connecting_seconds = (clock::now() - began).as_secs_f64();
-    let until = clock::now() + args.seconds;
-    while clock::now() < until && !stop.is_asked() {
-        sessions.turn(&mut fleet, until)?;
-        served.check_alive()?;
-        progress.show(clock::now(), || format!("{} connections", sessions.live));
+    let (before, began) = (crowded.usage()?, clock::now());
+    let pongs = crowded.crowd.pongs();
+    crowded.hold(began + args.hold, stop, &mut progress)?;
+    let (after, seconds) = (crowded.usage()?, (clock::now() - began).as_secs_f64());
+    if !args.hold.is_zero() {
+        let connection_seconds = crowded.crowd.live.max(1) as f64 * seconds;
+        let cpu = after.edge_cpu.saturating_sub(before.edge_cpu);
+        report.idle_cpu_us_per_connection_second =
+            Some(rounded(cpu.as_secs_f64() * 1e6 / connection_seconds));
+        report.pongs = Some(crowded.crowd.pongs() - pongs);
     }
-    let bytes = host::anonymous_bytes(edge)?.saturating_sub(bytes_before);
-
-    report.seconds = rounded(args.seconds.as_secs_f64());
-    report.connections = sessions.live;
-    report.connects_per_second = Some(rounded(clients as f64 / connecting_seconds));
-    report.edge_user_bytes_per_connection = Some(rounded(bytes as f64 / clients as f64));
-    report.errors = sessions.errors;
-    report.first_error = sessions.first_error;
-    report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
-    let is_good = report.errors == 0 && report.connections == clients;
+    report.seconds = rounded(seconds);
+    crowded.report_errors(stop, &mut report);
+    let is_good = report.errors == 0 && report.connections == args.connections as usize;
     Ok(Outcome { report, is_good })
 }

@@ -12,6 +12,7 @@
 //! Ring, executor, clock and unsafe are here only; decisions are the shard's.
 
 mod buffers;
+mod dialer;
 mod heap;
 mod link;
 mod listener;
@@ -39,6 +40,7 @@ use crate::shares::{Arrival, Shares};
 use crate::timer::{Now, TICK, Tick};
 use crate::uplink::{LinkState, Uplink, UplinkOutput};
 
+pub use self::dialer::{DIALER_SLOTS_MAX, Dialed, Dialer};
 pub use self::heap::settle_heap;
 pub use self::link::LinkAddress;
 pub use self::listener::{listen, reserve};

@@ -1,0 +1,482 @@
+//! A crowd: up to millions of sessions that connect, stay and say little, from one thread.
+//!
+//! Where [`crate::client::Fleet`] talks much on sockets of its own, a crowd is there: each session is eight bytes here
+//! and a slot in the direct descriptors of one of many rings ([`Dialer`]). It connects a bounded number at a
+//! time, comes back with backoff and jitter when a connection ends, and pings each session once an interval, spread
+//! evenly. Every failure is counted, and the first is told.
+
+mod later;
+mod places;
+mod session;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use hawser_edge::driver::{DIALER_SLOTS_MAX, Dialed, Dialer};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use self::later::Later;
+use self::places::Places;
+pub(crate) use self::session::Speech;
+use self::session::{Phase, Session, Talk, Trouble, Who};
+use crate::clock;
+use crate::failure::Failure;
+use crate::host;
+use crate::report::Latencies;
+use crate::target::Target;
+
+/// From the connect to the answer of the upgrade, and from there to Welcome.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// First and longest pause before a session comes back; it doubles, and each is drawn from a fifth of it up.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Pause when a source port was taken: another one is tried.
+const PORT_TAKEN_PAUSE: Duration = Duration::from_millis(5);
+/// So often in a row; then it is an error like any other.
+const PORT_TAKEN_MAX: u8 = 20;
+/// Connects that begin in one turn.
+const CONNECTS_A_TURN: usize = 512;
+/// Events of one ring in one turn.
+const EVENTS_A_RING: usize = 1024;
+/// With fewer events in a turn the next one waits a little: what comes meanwhile is handled at once.
+const EVENTS_WORTH_A_TURN: usize = 64;
+const REST: Duration = Duration::from_micros(500);
+/// Longest sleep of a turn, for what comes by the clock.
+const SLEEP_MAX: Duration = Duration::from_millis(10);
+
+/// What a crowd is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct CrowdPlan {
+    pub target: Target,
+    pub speech: Speech,
+    pub sessions: u32,
+    /// Connects on their way at once.
+    pub connecting_max: usize,
+    /// `None`: no pings.
+    pub ping_interval: Option<Duration>,
+    pub seed: u64,
+}
+
+/// See the module.
+pub(crate) struct Crowd {
+    connecting_max: usize,
+    ping_interval: Option<Duration>,
+    began: Instant,
+    bell: OwnedFd,
+    dialers: Vec<Dialer>,
+    places: Places,
+    sessions: Vec<Session>,
+    talk: Talk,
+    random: fastrand::Rng,
+    /// Sessions below have been connected at least once; those up to `wanted` want to be.
+    fresh: u32,
+    wanted: u32,
+    ready: VecDeque<u32>,
+    later: Later,
+    /// When whom to give up, in this order; those who got on since are passed over.
+    deadlines: VecDeque<Deadline>,
+    /// Pings that should have been sent up to now, had all sessions been live.
+    swept: u64,
+    out: Vec<u8>,
+    connecting: usize,
+    pub(crate) live: usize,
+    /// Sessions that were live at any time, each counted every time.
+    pub(crate) welcomes: u64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+    /// Since the last cut: attempts of cut sessions that came to nothing, which is no error.
+    pub(crate) failed_attempts: u64,
+    cut: Option<Cut>,
+}
+
+struct Deadline {
+    at_ms: u32,
+    session: u32,
+    connect: u8,
+}
+
+/// A moment at which sessions lost their connections, and how long each was away.
+struct Cut {
+    at: Instant,
+    recovered: Latencies,
+}
+
+impl Crowd {
+    /// A crowd of which nobody is wanted yet.
+    ///
+    /// # Errors
+    /// When the kernel has no rings for so many.
+    pub(crate) fn new(plan: &CrowdPlan) -> Result<Self, Failure> {
+        let limit = host::raise_descriptor_limit();
+        let slots = limit.min(DIALER_SLOTS_MAX.into()).min(plan.sessions.into()).max(1) as u32;
+        let bell =
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        let rings = plan.sessions.div_ceil(slots);
+        let dialers = (0..rings)
+            .map(|ring| {
+                let slots = slots.min(plan.sessions - ring * slots);
+                Dialer::new(slots, plan.target.address, bell.as_fd())
+                    .map_err(|error| no_ring(plan.sessions, rings, ring, &error))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            connecting_max: plan.connecting_max,
+            ping_interval: plan.ping_interval,
+            began: clock::now(),
+            bell,
+            dialers,
+            places: Places::new(plan.target.address, slots, plan.seed),
+            sessions: vec![Session::default(); plan.sessions as usize],
+            talk: Talk::new(plan.target.clone(), plan.speech, plan.seed),
+            random: fastrand::Rng::with_seed(plan.seed),
+            fresh: 0,
+            wanted: 0,
+            ready: VecDeque::new(),
+            later: Later::new(),
+            deadlines: VecDeque::new(),
+            swept: 0,
+            out: Vec::new(),
+            connecting: 0,
+            live: 0,
+            welcomes: 0,
+            errors: 0,
+            first_error: None,
+            failed_attempts: 0,
+            cut: None,
+        })
+    }
+
+    pub(crate) fn speech(&self) -> Speech {
+        self.talk.speech
+    }
+
+    /// From now on the first `sessions` want to be live.
+    pub(crate) fn want(&mut self, sessions: u32) {
+        self.wanted = sessions.min(self.sessions.len() as u32).max(self.wanted);
+    }
+
+    pub(crate) fn pongs(&self) -> u64 {
+        self.talk.pongs
+    }
+
+    /// Sends a session away in order: Close frame, then the end of the stream. Returns whether it was live.
+    pub(crate) fn leave(&mut self, number: u32) -> bool {
+        if self.sessions[number as usize].phase != Phase::Live {
+            return false;
+        }
+        let (who, now_ms) = (self.who(number), self.now_ms());
+        let session = &mut self.sessions[number as usize];
+        session.phase = Phase::Leaving;
+        session.wanted = false;
+        self.live -= 1;
+        self.out.clear();
+        self.talk.write_close(&mut self.out);
+        let (ring, slot) = self.places.slot(number);
+        self.dialers[ring].send(slot, &self.out);
+        self.deadlines.push_back(Deadline {
+            at_ms: now_ms + ANSWER_TIMEOUT.as_millis() as u32,
+            session: number,
+            connect: who.connect,
+        });
+        true
+    }
+
+    /// Connects a session that is absent, as another user. Returns whether it was.
+    pub(crate) fn join(&mut self, number: u32) -> bool {
+        let session = &mut self.sessions[number as usize];
+        if session.phase != Phase::Absent || number >= self.fresh {
+            return false;
+        }
+        session.life = session.life.wrapping_add(1);
+        session.wanted = true;
+        session.phase = Phase::Waiting;
+        self.ready.push_back(number);
+        true
+    }
+
+    /// Every connection is about to go, at `at`: from now on it is measured how long sessions take to come back, and
+    /// what goes wrong meanwhile is no error.
+    pub(crate) fn begin_cut(&mut self, at: Instant) {
+        self.cut = Some(Cut { at, recovered: Latencies::new() });
+        self.failed_attempts = 0;
+        self.sessions.iter_mut().for_each(|session| session.recovered = false);
+    }
+
+    /// Moves the moment from which it is measured: the server is there again.
+    pub(crate) fn move_cut(&mut self, at: Instant) {
+        if let Some(cut) = &mut self.cut {
+            cut.at = at;
+        }
+    }
+
+    /// Ends all live connections at once with a reset, from our side.
+    ///
+    /// # Errors
+    /// When a ring fails.
+    pub(crate) fn cut_clients(&mut self) -> io::Result<()> {
+        let batch = EVENTS_A_RING / 4;
+        for number in 0..self.sessions.len() as u32 {
+            if self.sessions[number as usize].phase == Phase::Live {
+                self.fail(number, &Trouble::Lost(0));
+            }
+            if number as usize % batch == batch - 1 {
+                self.run_ring(self.places.slot(number).0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How long sessions were away after the last cut, as far as they are back.
+    pub(crate) fn recovered(&self) -> Option<&Latencies> {
+        self.cut.as_ref().map(|cut| &cut.recovered)
+    }
+
+    /// One turn: begins what is due, handles what came, and sleeps until `until` at the latest when there is nothing.
+    ///
+    /// # Errors
+    /// When a ring fails; the faults of a connection end that connection only.
+    pub(crate) fn turn(&mut self, until: Instant) -> io::Result<()> {
+        let now_ms = self.now_ms();
+        self.later.take_due(now_ms, &mut self.ready);
+        self.end_late(now_ms);
+        self.connect_ready(now_ms);
+        self.ping_due(now_ms);
+        let mut events = 0;
+        for ring in 0..self.dialers.len() {
+            if self.dialers[ring].has_work() {
+                events += self.run_ring(ring)?;
+            }
+        }
+        if events < EVENTS_WORTH_A_TURN {
+            self.sleep(events > 0, until)?;
+        }
+        Ok(())
+    }
+
+    /// Rests without listening when something is going on; else until the bell rings or it is time for something.
+    fn sleep(&mut self, is_busy: bool, until: Instant) -> io::Result<()> {
+        let longest = if is_busy { REST } else { SLEEP_MAX };
+        let wait = until.saturating_duration_since(clock::now()).min(longest);
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as _ };
+        let polled = if is_busy {
+            poll(&mut [], Some(&wait))
+        } else {
+            // What rang it has been seen, or is seen now: rings are looked at after it is reset.
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+            if self.dialers.iter_mut().any(Dialer::has_work) {
+                return Ok(());
+            }
+            poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], Some(&wait))
+        };
+        match polled {
+            Err(error) if error != rustix::io::Errno::INTR => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn connect_ready(&mut self, now_ms: u32) {
+        for _ in 0..CONNECTS_A_TURN {
+            if self.connecting >= self.connecting_max {
+                return;
+            }
+            if let Some(number) = self.ready.pop_front() {
+                match self.sessions[number as usize].phase {
+                    Phase::Waiting => self.connect(now_ms, number),
+                    // The kernel is not done with the connection before.
+                    _ => self.later.push(now_ms, number),
+                }
+            } else if self.fresh < self.wanted {
+                self.fresh += 1;
+                self.sessions[self.fresh as usize - 1].wanted = true;
+                self.connect(now_ms, self.fresh - 1);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn connect(&mut self, now_ms: u32, number: u32) {
+        self.sessions[number as usize].begin_connect();
+        self.connecting += 1;
+        let who = self.who(number);
+        self.out.clear();
+        self.talk.write_request(who, &mut self.out);
+        let (ring, slot) = self.places.slot(number);
+        let source = self.places.source(number, who.connect);
+        self.dialers[ring].connect(slot, source, &self.out);
+        self.deadlines.push_back(Deadline {
+            at_ms: now_ms + ANSWER_TIMEOUT.as_millis() as u32,
+            session: number,
+            connect: who.connect,
+        });
+    }
+
+    fn end_late(&mut self, now_ms: u32) {
+        while let Some(&Deadline { at_ms, session: number, connect }) = self.deadlines.front() {
+            let session = self.sessions[number as usize];
+            let waits = session.connect == connect
+                && (session.is_connecting() || session.phase == Phase::Leaving);
+            if waits && now_ms < at_ms {
+                return;
+            }
+            self.deadlines.pop_front();
+            if waits {
+                self.fail(number, &Trouble::Late(ANSWER_TIMEOUT));
+            }
+        }
+    }
+
+    /// Goes round all sessions once an interval and pings those that are live.
+    fn ping_due(&mut self, now_ms: u32) {
+        let Some(interval) = self.ping_interval else { return };
+        let (sessions, interval_ms) = (self.sessions.len() as u64, interval.as_millis() as u64);
+        let due = sessions * u64::from(now_ms) / interval_ms;
+        // Nobody twice at once, after a turn that took longer than an interval.
+        self.swept = self.swept.max(due.saturating_sub(sessions));
+        for number in self.swept..due {
+            self.ping((number % sessions) as u32);
+        }
+        self.swept = due;
+    }
+
+    fn ping(&mut self, number: u32) {
+        let who = self.who(number);
+        let session = &mut self.sessions[number as usize];
+        if session.phase != Phase::Live {
+            return;
+        }
+        if std::mem::replace(&mut session.pinged, true) {
+            return self.fail(number, &Trouble::PongMissing);
+        }
+        self.out.clear();
+        self.talk.write_ping(who, &mut self.out);
+        let (ring, slot) = self.places.slot(number);
+        self.dialers[ring].send(slot, &self.out);
+    }
+
+    /// Enters one ring and handles what it has, up to a bound. Returns how much that was.
+    fn run_ring(&mut self, ring: usize) -> io::Result<usize> {
+        self.dialers[ring].enter()?;
+        for events in 0..EVENTS_A_RING {
+            let Some(event) = self.dialers[ring].poll() else { return Ok(events) };
+            match event {
+                Dialed::Received { slot, bytes } => {
+                    let number = self.places.session(ring, slot);
+                    let session = &mut self.sessions[number as usize];
+                    let Session { connect, life, phase: before, .. } = *session;
+                    let who = Who { number, connect, life };
+                    self.out.clear();
+                    let heard = self.talk.hear(who, session, bytes, &mut self.out);
+                    if !self.out.is_empty() {
+                        self.dialers[ring].send(slot, &self.out);
+                    }
+                    self.note_heard(number, before, heard);
+                }
+                Dialed::Refused { slot, errno } => {
+                    self.fail(self.places.session(ring, slot), &Trouble::Refused(errno));
+                }
+                Dialed::Ended { slot, errno } => {
+                    self.fail(self.places.session(ring, slot), &Trouble::Lost(errno));
+                }
+                Dialed::Closed { slot } => self.handle_closed(self.places.session(ring, slot)),
+            }
+        }
+        Ok(EVENTS_A_RING)
+    }
+
+    fn note_heard(&mut self, number: u32, before: Phase, heard: Result<(), Trouble>) {
+        let session = &mut self.sessions[number as usize];
+        if before != Phase::Live && session.phase == Phase::Live {
+            session.attempts = 0;
+            self.connecting -= 1;
+            self.live += 1;
+            self.welcomes += 1;
+            if let Some(cut) = &mut self.cut
+                && !std::mem::replace(&mut session.recovered, true)
+            {
+                cut.recovered.record(clock::now().saturating_duration_since(cut.at));
+            }
+        }
+        if let Err(trouble) = heard {
+            self.fail(number, &trouble);
+        }
+    }
+
+    /// A connection is over. Counts it, and closes its slot; what follows stands in [`Self::handle_closed`].
+    fn fail(&mut self, number: u32, trouble: &Trouble) {
+        let who = self.who(number);
+        let session = &mut self.sessions[number as usize];
+        let was = session.phase;
+        if session.is_connecting() {
+            self.connecting -= 1;
+        } else if was == Phase::Live {
+            self.live -= 1;
+        }
+        self.talk.forget(who, session);
+        session.phase = Phase::Closing;
+        session.attempts = session.attempts.saturating_add(1);
+        let port_taken = matches!(trouble, Trouble::Refused(errno)
+            if *errno == rustix::io::Errno::ADDRINUSE.raw_os_error());
+        let pause = if port_taken && session.attempts <= PORT_TAKEN_MAX {
+            PORT_TAKEN_PAUSE
+        } else {
+            let was_cut = self.cut.is_some() && !session.recovered;
+            match trouble {
+                // The answer to our own Close.
+                Trouble::Closed(..) | Trouble::Lost(_) if was == Phase::Leaving => {}
+                _ if was_cut && trouble.is_weather() => {
+                    self.failed_attempts += u64::from(was != Phase::Live);
+                }
+                _ => {
+                    self.errors += 1;
+                    self.first_error.get_or_insert_with(|| format!("session {number}: {trouble}"));
+                }
+            }
+            pause(session.attempts, trouble, &mut self.random)
+        };
+        if session.wanted {
+            self.later.push(self.now_ms() + pause.as_millis() as u32, number);
+        }
+        let (ring, slot) = self.places.slot(number);
+        self.dialers[ring].abort(slot);
+    }
+
+    fn handle_closed(&mut self, number: u32) {
+        let session = &mut self.sessions[number as usize];
+        session.phase = if session.wanted { Phase::Waiting } else { Phase::Absent };
+    }
+
+    fn who(&self, number: u32) -> Who {
+        let Session { connect, life, .. } = self.sessions[number as usize];
+        Who { number, connect, life }
+    }
+
+    /// Milliseconds since the crowd was made; 49 days fit.
+    fn now_ms(&self) -> u32 {
+        clock::now().saturating_duration_since(self.began).as_millis() as u32
+    }
+}
+
+/// How long a session stays away after so many attempts in a row, this one counted: what the server asked for and
+/// up to half of it more, or a random part of what doubles with each attempt.
+fn pause(attempts: u8, trouble: &Trouble, random: &mut fastrand::Rng) -> Duration {
+    if let Some(asked) = trouble.pause() {
+        return asked.mul_f64(1.0 + 0.5 * random.f64());
+    }
+    let doublings = u32::from(attempts.saturating_sub(1).min(16));
+    let longest = (PAUSE_MIN * 2_u32.pow(doublings)).min(PAUSE_MAX);
+    longest.mul_f64(0.2 + 0.8 * random.f64())
+}
+
+/// Why there are not enough rings, for the person who asked for so many sessions.
+fn no_ring(sessions: u32, rings: u32, ring: u32, error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::OutOfMemory {
+        return Failure::Usage(format!(
+            "--connections: {sessions} need {rings} rings of 32 KiB of locked memory here, and ring {ring} got no \
+             more (all rings of a user count together); raise memlock (ulimit -l); see tuning/"
+        ));
+    }
+    Failure::Broken(format!("io_uring {ring} of {rings}: {error}; see tuning/"))
+}

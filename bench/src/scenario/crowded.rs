@@ -1,0 +1,264 @@
+//! What the scenarios with a crowd share: flags, servers, connecting everybody, and where memory and CPU went.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{CLIENT_PATH, Served, ServerFlags, Stop, as_seconds, parse_seconds};
+use crate::clock;
+use crate::crowd::{Crowd, CrowdPlan, Speech};
+use crate::failure::Failure;
+use crate::host;
+use crate::processes::{Plan, values_of};
+use crate::report::{Memory, Progress, Report, rounded};
+
+/// With so many failures and nobody in, the target is out of reach.
+const FAILURES_IN_VAIN: u64 = 64;
+/// Nobody new for so long: the rest will not come.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Memory is quiet when two readings so far apart differ by less than a five-hundredth.
+const QUIET_INTERVAL: Duration = Duration::from_millis(500);
+const QUIET_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How the sessions of a crowd are.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(super) struct CrowdFlags {
+    /// Connects on their way at once
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    connecting_max: u32,
+    /// What a session is: all of Hawser's client protocol, or a WebSocket alone
+    #[arg(long, value_enum, default_value_t = Speech::Hawser)]
+    session: Speech,
+    /// Each session pings once in this time; 0: never
+    #[arg(long, default_value = "60s", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
+    ping_interval: Duration,
+}
+
+/// A crowd and the servers that it stands before.
+pub(super) struct Crowded {
+    pub served: Served,
+    pub crowd: Crowd,
+    pub began: Usage,
+    connected: Option<Instant>,
+}
+
+impl Crowded {
+    /// Starts servers (or finds those named) for `connections` sessions that are not there yet.
+    pub(super) fn start(
+        servers: &ServerFlags,
+        flags: &CrowdFlags,
+        connections: u32,
+        stop: &Stop,
+    ) -> Result<Self, Failure> {
+        let seed = clock::random_seed();
+        let own = |plan: &mut Plan| {
+            plan.router = flags.session == Speech::Hawser;
+            // Connections that broke may not be gone yet when their successors come.
+            plan.connections_max = connections as usize + connections as usize / 64 + 64;
+            if plan.router {
+                return CLIENT_PATH;
+            }
+            plan.echo_path = Some(ECHO_PATH);
+            ECHO_PATH
+        };
+        let served = servers.serve_any(connections as usize, own, seed, stop)?;
+        let began = Usage::read(&served, flags.session)?;
+        let crowd = Crowd::new(&CrowdPlan {
+            target: served.target.clone(),
+            speech: flags.session,
+            sessions: connections,
+            connecting_max: flags.connecting_max as usize,
+            ping_interval: (!flags.ping_interval.is_zero()).then_some(flags.ping_interval),
+            seed,
+        })?;
+        Ok(Self { served, crowd, began, connected: None })
+    }
+
+    /// Connects the first `connections`; those who fail come again. Fills in the rate and what it cost.
+    pub(super) fn connect(
+        &mut self,
+        connections: u32,
+        stop: &Stop,
+        progress: &mut Progress,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let before = self.usage()?;
+        self.crowd.want(connections);
+        let began = clock::now();
+        let (mut most, mut most_at) = (0, began);
+        while self.crowd.live < connections as usize && !stop.is_asked() {
+            let now = clock::now();
+            if self.crowd.live > most {
+                (most, most_at) = (self.crowd.live, now);
+            }
+            let in_vain = self.crowd.welcomes == 0
+                && self.crowd.errors >= FAILURES_IN_VAIN.min(connections.into());
+            if in_vain || now - most_at > STALL_TIMEOUT {
+                self.served.check_alive()?;
+                let why = self.crowd.first_error.as_deref().unwrap_or("no answers");
+                return Err(Failure::Unreachable(format!(
+                    "{} of {connections} sessions are in after {:.0?}: {why}",
+                    self.crowd.live,
+                    now - began
+                )));
+            }
+            self.crowd.turn(now + Duration::from_secs(1))?;
+            progress.show(now, || {
+                let rate = self.crowd.live as f64 / (now - began).as_secs_f64();
+                format!("{} of {connections} connected, {rate:.0} a second", self.crowd.live)
+            });
+        }
+        let connected = clock::now();
+        let seconds = (connected - began).as_secs_f64();
+        let after = self.usage()?;
+        report.connects_per_second = Some(rounded(self.crowd.live as f64 / seconds));
+        report.connect_cpu_us_per_connection =
+            Some(before.cpu_until(&after, self.crowd.live as f64));
+        self.connected = Some(connected);
+        Ok(())
+    }
+
+    /// Goes on until `until`, or until stop is asked.
+    pub(super) fn hold(
+        &mut self,
+        until: Instant,
+        stop: &Stop,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let mut now = clock::now();
+        while now < until && !stop.is_asked() {
+            self.crowd.turn(until)?;
+            now = clock::now();
+            progress.show(now, || {
+                format!("{} connected, {} pings answered", self.crowd.live, self.crowd.pongs())
+            });
+        }
+        self.served.check_alive()
+    }
+
+    /// Goes on until the servers' memory stands still.
+    pub(super) fn settle(&mut self, stop: &Stop, progress: &mut Progress) -> Result<(), Failure> {
+        let deadline = clock::now() + QUIET_TIMEOUT;
+        let mut before = self.usage()?;
+        while clock::now() < deadline && !stop.is_asked() {
+            self.hold(clock::now() + QUIET_INTERVAL, stop, progress)?;
+            let after = self.usage()?;
+            let (was, is) = (before.user_bytes(), after.user_bytes());
+            if was.abs_diff(is) <= is / 500 {
+                return Ok(());
+            }
+            before = after;
+        }
+        Ok(())
+    }
+
+    pub(super) fn usage(&self) -> Result<Usage, Failure> {
+        Usage::read(&self.served, self.crowd.speech())
+    }
+
+    /// Fills in the memory of a connection, since the servers were started.
+    pub(super) fn report_memory(&self, report: &mut Report) -> Result<(), Failure> {
+        let (before, now) = (&self.began, self.usage()?);
+        let live = self.crowd.live.max(1) as f64;
+        let each = |before: u64, now: u64| rounded(now.saturating_sub(before) as f64 / live);
+        report.edge_user_bytes_per_connection = Some(each(before.edge_bytes, now.edge_bytes));
+        report.router_user_bytes_per_connection =
+            before.router_bytes.zip(now.router_bytes).map(|(before, now)| each(before, now));
+        let kernel = now.kernel_bytes.saturating_sub(before.kernel_bytes);
+        report.kernel_bytes_per_connection = Some(rounded(kernel as f64 / 2.0 / live));
+        let grown = now.slabs.iter().map(|(name, bytes)| {
+            (name.clone(), each(before.slabs.get(name).copied().unwrap_or_default(), *bytes))
+        });
+        report.memory = Some(Memory {
+            edge_user_bytes: now.edge_bytes,
+            router_user_bytes: now.router_bytes,
+            bench_user_bytes: now.bench_bytes,
+            bench_user_bytes_per_connection: each(before.bench_bytes, now.bench_bytes),
+            kernel_bytes_both_ends: kernel,
+            slab_bytes_per_connection_both_ends: grown.filter(|(_, each)| *each >= 1.0).collect(),
+        });
+        Ok(())
+    }
+
+    /// Fills in how evenly an own edge's shards are filled.
+    pub(super) fn report_shards(&self, report: &mut Report) {
+        let Some(servers) = &self.served.servers else { return };
+        let Ok(metrics) = servers.edge.metrics() else { return };
+        let shards = values_of(&metrics, "edge_shard_connections");
+        let held: Vec<f64> = shards.map(|(_, connections)| connections).collect();
+        let fullest = held.iter().copied().fold(0.0, f64::max);
+        let emptiest = held.iter().copied().fold(f64::INFINITY, f64::min);
+        if !held.is_empty() {
+            report.shards = Some(held.len());
+            report.shard_fullest_over_emptiest = Some(rounded(fullest / emptiest.max(1.0)));
+        }
+    }
+
+    /// Fills in what the crowd counted.
+    pub(super) fn report_errors(&mut self, stop: &Stop, report: &mut Report) {
+        report.connections = self.crowd.live;
+        report.errors = self.crowd.errors;
+        report.first_error = self.crowd.first_error.take();
+        report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
+    }
+}
+
+/// Path of the own edge's echo, which crowds of bare WebSockets sit on.
+const ECHO_PATH: &str = "/echo";
+
+/// Memory and CPU of everybody at one instant.
+pub(super) struct Usage {
+    pub edge_bytes: u64,
+    pub router_bytes: Option<u64>,
+    bench_bytes: u64,
+    kernel_bytes: u64,
+    slabs: BTreeMap<String, u64>,
+    pub edge_cpu: Duration,
+    router_cpu: Option<Duration>,
+    bench_cpu: Duration,
+}
+
+impl Usage {
+    /// The first process is the edge, the second the router; a server that is not Hawser's may be many processes,
+    /// which count as one.
+    fn read(served: &Served, speech: Speech) -> Result<Self, Failure> {
+        let (edges, routers) = match speech {
+            Speech::Hawser => served.pids.split_at(served.pids.len().min(1)),
+            Speech::Ws => (&served.pids[..], &[][..]),
+        };
+        let bytes = |pids: &[u32]| pids.iter().map(|pid| host::anonymous_bytes(*pid)).sum();
+        let cpu = |pids: &[u32]| pids.iter().map(|pid| host::cpu_time(*pid)).sum();
+        let bench = [std::process::id()];
+        let router = routers.first().map(|_| routers);
+        Ok(Self {
+            edge_bytes: bytes(edges)?,
+            router_bytes: router.map(bytes).transpose()?,
+            bench_bytes: bytes(&bench)?,
+            kernel_bytes: host::kernel_bytes()?,
+            slabs: host::slabs(),
+            edge_cpu: cpu(edges)?,
+            router_cpu: router.map(cpu).transpose()?,
+            bench_cpu: cpu(&bench)?,
+        })
+    }
+
+    fn user_bytes(&self) -> u64 {
+        self.edge_bytes + self.router_bytes.unwrap_or_default()
+    }
+
+    /// Microseconds of each until `later`, for one of `parts`.
+    pub(super) fn cpu_until(&self, later: &Self, parts: f64) -> Value {
+        let each = |before: Duration, now: Duration| {
+            rounded(now.saturating_sub(before).as_secs_f64() * 1e6 / parts.max(1.0))
+        };
+        json!({
+            "edge": each(self.edge_cpu, later.edge_cpu),
+            "router": self.router_cpu.zip(later.router_cpu).map(|(before, now)| each(before, now)),
+            "bench": each(self.bench_cpu, later.bench_cpu),
+        })
+    }
+}
