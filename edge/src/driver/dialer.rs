@@ -100,6 +100,9 @@ pub struct Dialer {
     next_source: usize,
     /// What the last event lent out.
     lent: Option<Lent>,
+    /// Whose receive ended for want of a buffer: started again when those are offered that have come back. Earlier
+    /// it would end at once for the same reason, again and again.
+    thirsty: Vec<(u32, u16)>,
 }
 
 /// One direct descriptor.
@@ -161,6 +164,7 @@ impl Dialer {
             sources: vec![nobody; SUBMISSIONS as usize].into_boxed_slice(),
             next_source: 0,
             lent: None,
+            thirsty: Vec::new(),
         })
     }
 
@@ -287,7 +291,10 @@ impl Dialer {
     #[must_use]
     pub fn has_work(&mut self) -> bool {
         let submission = self.ring.submission();
-        let asked = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
+        let asked = !self.thirsty.is_empty()
+            || !submission.is_empty()
+            || submission.taskrun()
+            || submission.cq_overflow();
         drop(submission);
         asked || !self.ring.completion().is_empty()
     }
@@ -299,6 +306,13 @@ impl Dialer {
     pub fn enter(&mut self) -> io::Result<()> {
         self.give_back();
         self.buffers.publish();
+        while let Some((slot, generation)) = self.thirsty.pop() {
+            let state = &self.slots[slot as usize];
+            let is_same = state.generation == generation && state.state == State::Used;
+            if is_same && !state.receiving && !state.paused {
+                self.receive(slot);
+            }
+        }
         let submissions = self.ring.submission().len() as u32;
         // SAFETY: no argument is a pointer; every entry was pushed by `push`, which see.
         let entered = unsafe {
@@ -383,7 +397,11 @@ impl Dialer {
             return Some(Found::Ended { slot, errno });
         }
         if !state.receiving && !state.paused {
-            self.receive(slot);
+            if result == -libc::ENOBUFS {
+                self.thirsty.push((slot, state.generation));
+            } else {
+                self.receive(slot);
+            }
         }
         (result > 0).then_some(Found::Received { slot })
     }
