@@ -13,28 +13,28 @@ const _: () = assert!(PORT_MIN + WINDOWS * PORTS <= 65_536);
 /// See the module.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
-    /// Sessions a ring.
-    pub(super) slots: u32,
+    /// How many rings there are. Neighbours sit in different ones, so that those who connect at once share the rings.
+    rings: u32,
     /// Second octet of all source addresses of this run: what an earlier run left in TIME_WAIT is not in the way.
     /// `None` when the kernel chooses, because the target is not on the loopback of IPv4.
     network: Option<u8>,
 }
 
 impl Places {
-    pub(super) fn new(target: SocketAddr, slots: u32, seed: u64) -> Self {
+    pub(super) fn new(target: SocketAddr, rings: u32, seed: u64) -> Self {
         let is_here = matches!(target.ip(), IpAddr::V4(ip) if ip.is_loopback());
         // 127.0 is left to servers.
-        Self { slots, network: is_here.then_some(1 + (seed % 254) as u8) }
+        Self { rings, network: is_here.then_some(1 + (seed % 254) as u8) }
     }
 
     /// Ring and slot of a session.
     pub(super) fn slot(&self, session: u32) -> (usize, u32) {
-        ((session / self.slots) as usize, session % self.slots)
+        ((session % self.rings) as usize, session / self.rings)
     }
 
     /// The session that sits there.
     pub(super) fn session(&self, ring: usize, slot: u32) -> u32 {
-        ring as u32 * self.slots + slot
+        slot * self.rings + ring as u32
     }
 
     /// Where a session calls from at its `connect`th time: always another port, and never that of another session.
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn places() -> Places {
-        Places::new("127.0.0.1:80".parse().unwrap(), 20_000, 7)
+        Places::new("127.0.0.1:80".parse().unwrap(), 51, 7)
     }
 
     #[test]

@@ -33,9 +33,9 @@ const SUBMISSIONS: u32 = 128;
 /// Completions that fit before the kernel keeps them on a list of its own.
 const COMPLETIONS: u32 = 1024;
 /// Receive buffers; with too few of them at once a receive is started again, nothing is lost.
-const BUFFERS: u16 = 64;
+const BUFFERS: u16 = 256;
 /// Size of one: an answer to an upgrade, or a few dozen small frames.
-const BUFFER_BYTES: u32 = 2048;
+const BUFFER_BYTES: u32 = 512;
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -153,7 +153,7 @@ impl Dialer {
             .build(SUBMISSIONS)?;
         ring.submitter().register_files_sparse(slots)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let buffers = Buffers::register(&ring, BUFFERS, BUFFER_BYTES)?;
+        let buffers = Buffers::register(&ring, BUFFERS, BUFFERS, BUFFER_BYTES)?;
         let nobody: SockAddr = SocketAddr::from(([0, 0, 0, 0], 0)).into();
         Ok(Self {
             ring,

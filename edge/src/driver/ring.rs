@@ -11,7 +11,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::buffers::{Buffers, GROUP, Lent};
+use super::buffers::{Buffers, GROUP, Lent, offered_min};
 use super::sends::{InFlight, Sends};
 use crate::conn::{ConnKey, Peer};
 use crate::plan;
@@ -96,7 +96,10 @@ impl Ring {
             .setup_cqsize(size.completions)
             .build(size.submissions)?;
         ring.submitter().register_files_sparse(sockets)?;
-        let buffers = Buffers::register(&ring, size.receive_buffers, buffer_bytes)?;
+        let buffers = {
+            let count = size.receive_buffers;
+            Buffers::register(&ring, count, offered_min(count), buffer_bytes)?
+        };
         let accepts = (0..size.accepts).map(|_| AcceptedAddress::new()).collect::<Vec<_>>();
         Ok(Self {
             ring,
