@@ -110,6 +110,8 @@ pub struct Driver {
     listener: Option<TcpListener>,
     /// Accepts that are not in the ring.
     idle_accepts: Vec<u16>,
+    /// Clients accepted since this shard had its turn last.
+    accepted: u32,
     /// Sockets on their way to other shards: by direct descriptor, to whom, and where their client is.
     passing: HashMap<u32, (u16, Peer), RandomState>,
     /// Of sockets on their way to this one, see [`Shares::arrived`].
@@ -155,6 +157,7 @@ impl Driver {
             shares,
             listener: Some(listener),
             idle_accepts: (0..settings.ring.accepts).collect(),
+            accepted: 0,
             passing: HashMap::default(),
             arrivals: Vec::new(),
             ring,
@@ -243,6 +246,7 @@ impl Driver {
             }
             Completion::Accepted { accept, socket, peer } => {
                 self.idle_accepts.push(accept);
+                self.accepted += 1;
                 self.handle_accepted(now, socket, peer);
             }
             Completion::AcceptFailed { accept, errno } => {
@@ -318,23 +322,38 @@ impl Driver {
         }
     }
 
-    /// Puts the accepts that are done back into the ring. Once a turn: a turn takes no more clients than there are
-    /// accepts, so that a storm of them does not keep those who are here waiting.
+    /// Puts the accepts that are done back into the ring, while it is this shard's turn. Once a turn of the loop, which
+    /// so takes no more clients than there are accepts: a storm of them does not keep those who are here waiting.
     fn accept(&mut self, now: Now) {
+        let shard = self.settings.shard;
+        if !self.shares.has_turn(shard) {
+            self.accepted = 0;
+            return;
+        }
+        if let Some(next) = self.shares.end_turn(shard, self.accepted, self.shard.connections()) {
+            self.accepted = 0;
+            self.mesh.waker(next).wake();
+            return;
+        }
         if self.accept_again.is_some_and(|at| at > now.tick) {
             return;
         }
         self.accept_again = None;
         let Some(listener) = &self.listener else { return };
-        // A client for whom there is no descriptor would be cut off; so it stays in the listener's queue.
+        for _ in 0..self.accepts_wanted() {
+            if let Some(accept) = self.idle_accepts.pop() {
+                self.ring.accept(listener.as_fd(), accept);
+            }
+        }
+    }
+
+    /// Accepts that can be put into the ring. A client for whom there is no descriptor would be cut off, so it stays in
+    /// the listener's queue.
+    fn accepts_wanted(&self) -> usize {
         let taken = self.shard.connections() + self.passing.len();
         let free = (self.settings.sockets as usize).saturating_sub(taken);
-        let accepts = usize::from(self.settings.ring.accepts);
-        while accepts - self.idle_accepts.len() < free
-            && let Some(accept) = self.idle_accepts.pop()
-        {
-            self.ring.accept(listener.as_fd(), accept);
-        }
+        let in_ring = usize::from(self.settings.ring.accepts) - self.idle_accepts.len();
+        self.idle_accepts.len().min(free.saturating_sub(in_ring))
     }
 
     fn run_outputs(&mut self) {
@@ -467,7 +486,11 @@ impl Driver {
         waker.park();
         // What came before `park` rang no bell.
         let stopping = self.stop.load(Ordering::Relaxed) && self.leave_by.is_none();
-        let slept = if self.mesh.has_work(self.settings.shard) || stopping {
+        let accepts = self.accept_again.is_none()
+            && self.listener.is_some()
+            && self.shares.has_turn(self.settings.shard)
+            && self.accepts_wanted() > 0;
+        let slept = if self.mesh.has_work(self.settings.shard) || stopping || accepts {
             Ok(())
         } else {
             self.ring.sleep(waker.eventfd())
