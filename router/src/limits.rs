@@ -74,6 +74,18 @@ pub const UNSAVED_FACTOR_MAX: usize = 4;
 pub const SWEEP_INBOXES: usize = 16;
 /// A failed checkpoint is tried again after this long.
 pub const CHECKPOINT_RETRY_MS: u64 = 2_000;
+/// Registrations of a partition that are looked at in one go when an edge is gone: deliveries of others wait
+/// that long.
+pub const SWEEP_SLOTS: usize = 256;
+/// A device that only the registry knows is recorded when it has been connected, or gone, for this long: most
+/// that leave come back before.
+pub const UNRECORDED_MS: i64 = 60_000;
+/// Such devices that one checkpoint takes along, beside a part of those that have left.
+pub const RECORDED_PER_CHECKPOINT: usize = 256;
+/// From this many devices of a partition that have left and are not recorded, checkpoints come sooner.
+pub const DEPARTED_SOON: usize = 1_024;
+/// The interval of checkpoints then.
+pub const DEPARTED_INTERVAL_MS: u64 = 1_000;
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
 pub const INBOX_IDLE_MS: u64 = 30_000;
 
@@ -82,3 +94,4 @@ const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BY
 const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
 const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);
+const _: () = assert!(DEPARTED_INTERVAL_MS < CHECKPOINT_INTERVAL_MS);

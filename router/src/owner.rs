@@ -104,6 +104,8 @@ pub struct Owner {
     receipts: Vec<Receipt>,
     /// Partitions whose checkpoint is on its way.
     saving: usize,
+    /// Place of the Hub that went on last with what it had left for later.
+    worked: usize,
     started: Instant,
 }
 
@@ -124,6 +126,7 @@ impl Owner {
             appending_bytes: 0,
             receipts: Vec::new(),
             saving: 0,
+            worked: 0,
             started: Instant::now(),
         }
     }
@@ -143,6 +146,7 @@ impl Owner {
                 Some(answer) = answers.recv() => stopping |= self.handle_answer(answer),
                 Some(message) = inbox.recv(), if self.has_room() => self.handle(message),
                 _ = tick.tick() => self.apply_all(|| Event::Tick),
+                () = tokio::task::yield_now(), if self.hubs.iter().any(Hub::has_work) => {}
             }
             // What else has gathered meanwhile goes into the same flush.
             while let Ok(answer) = answers.try_recv() {
@@ -155,6 +159,7 @@ impl Owner {
                 let Ok(message) = inbox.try_recv() else { break };
                 self.handle(message);
             }
+            self.go_on();
             self.flush();
         }
         self.stop(&mut answers).await;
@@ -253,6 +258,16 @@ impl Owner {
         let owners = self.ways.owners.len();
         for place in 0..self.hubs.len() {
             self.apply(now, (place * owners + self.index) as PartitionId, event());
+        }
+    }
+
+    /// Goes on with what one Hub has left for later, each time another's.
+    fn go_on(&mut self) {
+        let (now, owners, hubs) = (self.now(), self.ways.owners.len(), self.hubs.len());
+        let places = (0..hubs).map(|step| (self.worked + step + 1) % hubs);
+        if let Some(place) = places.into_iter().find(|place| self.hubs[*place].has_work()) {
+            self.worked = place;
+            self.apply(now, (place * owners + self.index) as PartitionId, Event::GoOn);
         }
     }
 
