@@ -8,6 +8,7 @@ import platform
 import random
 import resource
 import socket
+import time
 from pathlib import Path
 
 PORT_MIN = 15_000
@@ -33,6 +34,19 @@ def anonymous_bytes(pid: int) -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     raise OSError("smaps_rollup has no line Anonymous")
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that are kept busy while this process waits."""
+    def read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        # user nice system idle iowait irq softirq steal
+        return sum(fields), fields[3] + fields[4]
+
+    total, idle = read()
+    time.sleep(seconds)
+    total, idle = (after - before for after, before in zip(read(), (total, idle)))
+    return round((os.cpu_count() or 1) * (1 - idle / max(total, 1)), 2)
 
 
 def free_port() -> int:
