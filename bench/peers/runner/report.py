@@ -37,9 +37,9 @@ def markdown(result: dict) -> str:
         "## Peers",
         f"`{result['command']}`, {machine['date'][:10]}: {machine['cores']} cores ({machine['cpu']}), "
         f"{machine['memory_mib'] // 1024} GiB, Linux {machine['kernel']}. {result['rounds']} rounds of "
-        f"{result['seconds']:g} s, before which others kept at most {busy:.1f} cores busy. One server at a time, alone on "
-        "one core and started anew for each figure, its clients on another. Median (smallest to largest); a ratio is of "
-        "two figures of one round, more than 1 costs more than Hawser."
+        f"{result['seconds']:g} s, before which others kept at most {busy:.1f} cores busy. One server at a time, alone "
+        "on one core and started anew for each figure, its clients on another. Median (smallest to largest); a ratio "
+        "is of two figures of one round, more than 1 costs more than Hawser."
         + (f" {BESIDE}: built from its public source beside the project, not in this repository." if beside else ""),
     ]
     if result["echo"]:
@@ -47,8 +47,8 @@ def markdown(result: dict) -> str:
     if result["idle"]:
         parts += [
             "### Idle connections",
-            f"Anonymous memory of the server (smaps_rollup), {result['seconds']:g} s after the last of them has "
-            "connected less before the first. What the kernel keeps for a socket is not in it.",
+            "Anonymous memory of the server (smaps_rollup) with all of them connected less before the first, when it "
+            "stands still. What the kernel keeps for a socket is not in it.",
             figures.idle_table(result["idle"], mark),
         ]
     lines = [["server", "version", "threads", "note"]]

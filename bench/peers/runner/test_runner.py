@@ -62,7 +62,8 @@ class Figures(unittest.TestCase):
                    echo_sample(1, "fast", 2000, 3.0), echo_sample(1, "broken", 50, 1.0)]
         lines = figures.echo_table(samples, str).splitlines()
         self.assertEqual([line.split(" | ")[0] for line in lines[2:]], ["| fast", "| Hawser", "| broken"])
-        self.assertEqual(lines[2], "| fast | – | – | – | 3.00 (3.00 to 3.00) µs | 0.75 (0.75 to 0.75) | 333,333 |")
+        self.assertEqual(lines[2].split(" | ")[1:],
+                         ["–", "–", "–", "3.00 (3.00 to 3.00) µs", "0.75 (0.75 to 0.75)", "333,333 |"])
         self.assertEqual({line.count("|") for line in lines}, {8})
 
     def test_the_idle_table_tells_bare_connections_from_sessions(self):
