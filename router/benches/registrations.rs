@@ -44,7 +44,13 @@ fn main() {
         edge.unregister_all(connections);
         router.wait_for_connections(0);
     });
-    bench.stage(&router, "connect again", || edge.register_all(connections, true));
+    bench.stage(&router, "connect again, unrecorded", || edge.register_all(connections, true));
+    edge.unregister_all(connections);
+    router.wait_for_connections(0);
+    bench.stage(&router, "rest until all are recorded", || {
+        router.wait_for("router_devices_departed", 0);
+    });
+    bench.stage(&router, "connect again, recorded", || edge.register_all(connections, true));
 
     drop(router);
     drop(edge);
@@ -99,7 +105,7 @@ impl Router {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hawser-router"))
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
-            .args(["--admin", "127.0.0.1:0", "--lease", "60s", "--data-dir"])
+            .args(["--admin", "127.0.0.1:0", "--lease", "10m", "--data-dir"])
             .arg(folder.join("data"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -143,18 +149,26 @@ impl Router {
     }
 
     fn connections(&self) -> u64 {
+        self.metric("router_connections")
+    }
+
+    fn metric(&self, name: &str) -> u64 {
         let mut stream = TcpStream::connect(&self.admin).unwrap();
         write!(stream, "GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let line = answer.lines().find(|line| line.starts_with("router_connections ")).unwrap();
+        let line = answer.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
         line.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
     fn wait_for_connections(&self, count: u64) {
+        self.wait_for("router_connections", count);
+    }
+
+    fn wait_for(&self, metric: &str, value: u64) {
         let started = now();
-        while self.connections() != count {
-            assert!(started.elapsed() < DEADLINE, "{} connections", self.connections());
+        while self.metric(metric) != value {
+            assert!(started.elapsed() < DEADLINE, "{metric} {}", self.metric(metric));
             std::thread::park_timeout(STEP);
         }
     }

@@ -253,6 +253,12 @@ impl Hub {
         self.users.len()
     }
 
+    /// Devices that have left and are not in the store yet.
+    #[must_use]
+    pub fn departed(&self) -> usize {
+        self.registry.departed()
+    }
+
     /// Takes an event and adds to `out` what has to be done about it.
     pub fn apply(&mut self, now: Now, event: Event, out: &mut Effects) {
         match event {

@@ -80,12 +80,14 @@ pub const SWEEP_SLOTS: usize = 256;
 /// A device that only the registry knows is recorded when it has been connected, or gone, for this long: most
 /// that leave come back before.
 pub const UNRECORDED_MS: i64 = 60_000;
-/// Such devices that one checkpoint takes along, beside a part of those that have left.
+/// Such devices that one checkpoint takes along.
 pub const RECORDED_PER_CHECKPOINT: usize = 256;
 /// From this many devices of a partition that have left and are not recorded, checkpoints come sooner.
 pub const DEPARTED_SOON: usize = 1_024;
 /// The interval of checkpoints then.
 pub const DEPARTED_INTERVAL_MS: u64 = 1_000;
+/// And how many they take along; a sixteenth of all when that is more, so that it keeps up with any rate.
+pub const DEPARTED_PER_CHECKPOINT: usize = 1_024;
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
 pub const INBOX_IDLE_MS: u64 = 30_000;
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::hub::{Effects, Event, Hub, Now, Receipt};
 use crate::limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 use crate::outgoing::Outgoing;
 use crate::queue::PartitionId;
 use crate::queue::committer::{Reply, Request};
@@ -302,10 +302,14 @@ impl Owner {
             let _ = self.ways.committer.send(request);
         }
         self.send_out();
-        let connections = self.hubs.iter().map(Hub::connections).sum();
-        let inboxes = self.hubs.iter().map(Hub::inboxes).sum();
+        let mut held = Held::default();
+        for hub in &self.hubs {
+            held.connections += hub.connections();
+            held.inboxes += hub.inboxes();
+            held.departed += hub.departed();
+        }
         let counts = std::mem::take(&mut self.effects.counts);
-        self.ways.metrics.note_owner(self.index, &counts, connections, inboxes);
+        self.ways.metrics.note_owner(self.index, &counts, held);
     }
 
     fn send_out(&mut self) {

@@ -17,6 +17,9 @@ use crate::record::{CursorRecord, Kind, MessageRecord, Record, SendKey};
 use crate::registry::UnrecordedDevice;
 use crate::store::{Accepted, Checkpoint, InboxChange, StoreError};
 
+/// A table of inboxes with room for no more than this is left alone.
+const TABLE_ENTRIES_MIN: usize = 256;
+
 /// What changed, and what is being written.
 #[derive(Debug, Default)]
 pub(super) struct Saving {
@@ -170,7 +173,11 @@ impl Hub {
         match extent {
             Extent::All => self.registry.next_unrecorded(i64::MAX, usize::MAX),
             Extent::Due => {
-                let count = limits::RECORDED_PER_CHECKPOINT + self.registry.departed() / 16;
+                let count = if self.registry.departed() > limits::DEPARTED_SOON {
+                    limits::DEPARTED_PER_CHECKPOINT.max(self.registry.departed() / 16)
+                } else {
+                    limits::RECORDED_PER_CHECKPOINT
+                };
                 let until_ms = now.unix_ms.saturating_sub(limits::UNRECORDED_MS);
                 self.registry.next_unrecorded(until_ms, count)
             }
@@ -265,6 +272,11 @@ impl Hub {
             bytes += inbox.recent_bytes();
             !(idle && inbox.is_evictable())
         });
+        let inboxes = self.users.len();
+        if self.users.capacity() > TABLE_ENTRIES_MIN.max(4 * inboxes) {
+            // The place of one inbox is as large as an idle connection may be.
+            self.users.shrink_to(2 * inboxes);
+        }
     }
 
     /// Hands out a record for every cursor that moved, up to a bound.
