@@ -41,6 +41,7 @@ impl Machine {
             ("proc/self/cgroup", "0::/hawser.slice/edge"),
             ("sys/fs/cgroup/hawser.slice/memory.max", "1073741824"),
             ("sys/fs/cgroup/hawser.slice/edge/memory.max", "max"),
+            ("sys/devices/system/cpu/online", "0-1"),
             ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never"),
         ] {
             machine.set(path, text);
@@ -65,6 +66,17 @@ impl Machine {
             .output()
             .unwrap()
     }
+
+    /// The same with as many shards as the edge chooses.
+    fn checked_by_itself(&self, limits: &str) -> Output {
+        Command::new("bash")
+            .args(["-c", &format!("{limits}; exec \"$@\""), "bash"])
+            .arg(script())
+            .args(["--connections-max", "20_000", "--root"])
+            .arg(self.0.path())
+            .output()
+            .unwrap()
+    }
 }
 
 const LIMITS: &str = "ulimit -n 5128; ulimit -l 4096";
@@ -74,7 +86,7 @@ fn a_tuned_machine_fits_and_each_setting_is_told() {
     let output = Machine::tuned().checked(LIMITS, &["--with-clients"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.ends_with("16 settings fit, 0 differ, 0 could not be read\n"), "{text}");
+    assert!(text.ends_with("16 settings fit, 0 hints, 0 differ, 0 could not be read\n"), "{text}");
 }
 
 #[test]
@@ -105,16 +117,6 @@ fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
             "net.ipv4.tcp_mem (2nd, 3rd) is 2 3 pages, needed are 20000 40000",
         ),
         (
-            "proc/sys/net/ipv4/tcp_rmem",
-            "4096 131072 6291456",
-            "net.ipv4.tcp_rmem (3rd) is 6291456 bytes, should be at most 409600",
-        ),
-        (
-            "proc/sys/net/ipv4/tcp_wmem",
-            "4096 16384 4194304",
-            "net.ipv4.tcp_wmem (3rd) is 4194304 bytes, should be at most 409600",
-        ),
-        (
             "proc/sys/net/netfilter/nf_conntrack_max",
             "10000",
             "net.netfilter.nf_conntrack_max is 10000, needed are 25000",
@@ -142,7 +144,56 @@ fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
 }
 
 #[test]
-fn too_few_descriptors_come_with_the_shards_that_would_do() {
+fn what_the_edge_copes_with_or_its_operator_decides_is_a_hint_and_no_difference() {
+    for (path, text, told) in [
+        (
+            "proc/sys/net/ipv4/tcp_rmem",
+            "4096 131072 6291456",
+            "net.ipv4.tcp_rmem (3rd) is 6291456 bytes, safer is at most 409600",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_wmem",
+            "4096 16384 4194304",
+            "net.ipv4.tcp_wmem (3rd) is 4194304 bytes, safer is at most 409600",
+        ),
+    ] {
+        let machine = Machine::tuned();
+        machine.set(path, text);
+        assert_hint(&machine.checked(LIMITS, &[]), told);
+    }
+    let machine = Machine::tuned();
+    machine.set("proc/sys/net/netfilter/nf_conntrack_max", "10000");
+    machine.set("proc/sys/net/netfilter/nf_conntrack_count", "0");
+    let told = "net.netfilter.nf_conntrack_max is 10000, 25000 would be needed; no rule has anything tracked now";
+    assert_hint(&machine.checked(LIMITS, &[]), told);
+}
+
+#[track_caller]
+fn assert_hint(output: &Output, told: &str) {
+    let text = stdout(output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains(&format!("  hint     {told}:\n           ")), "{text}");
+    assert!(text.contains(" 1 hints, 0 differ, 0 could not"), "{text}");
+}
+
+#[test]
+fn a_low_limit_of_descriptors_is_a_hint_with_the_shards_that_the_edge_makes_of_it() {
+    let machine = Machine::tuned();
+    // Two shards would do on two cores; without --shards the limit decides.
+    let output = machine.checked_by_itself("ulimit -n 1128; ulimit -l 4096");
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.starts_with("20000 connections on 20 shards and 2 cores:\n"), "{text}");
+    let told = "descriptors a process (ulimit -n) are 1128, with 10128 a shard a core would do";
+    assert_hint(&output, told);
+    // 20 shards need 368 ordinary descriptors, and each limit below that more shards.
+    let text = stdout(&machine.checked_by_itself("ulimit -n 200; ulimit -l 65536"));
+    let told = "  DIFFERS  descriptors a process (ulimit -n) are 200, needed are ";
+    assert!(text.contains(told), "{text}");
+}
+
+#[test]
+fn too_few_descriptors_for_the_shards_that_were_asked_for_come_with_those_that_would_do() {
     let output = Machine::tuned().checked("ulimit -n 1128; ulimit -l 4096", &[]);
     let told = "descriptors a process (ulimit -n) are 1128, needed are 5128, or --shards 20:";
     assert_eq!(output.status.code(), Some(1));
