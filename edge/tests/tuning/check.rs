@@ -1,22 +1,21 @@
 //! `tuning/check` against this machine, and against copies of /proc and /sys made up for the test.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use hawser_edge::config::Config;
+use hawser_edge::plan::Plan;
+use hawser_edge::probe::Kernel;
 use tempfile::TempDir;
 
+use crate::{stdout, tuning};
+
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning/check")
+    tuning("check")
 }
 
 fn check(flags: &[&str]) -> Output {
     Command::new(script()).args(flags).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// A machine that is tuned for 20,000 connections on 4 shards; tests spoil one setting of it.
@@ -76,6 +75,25 @@ impl Machine {
             .arg(self.0.path())
             .output()
             .unwrap()
+    }
+
+    /// What is said for `connections` to a shell without CAP_IPC_LOCK.
+    fn unprivileged(&self, descriptors: u64, memlock_kib: u64, connections: usize) -> String {
+        let limits = format!("ulimit -n {descriptors}; ulimit -l {memlock_kib}; exec \"$@\"");
+        let mut command = Command::new("bash");
+        if rustix::process::geteuid().is_root() {
+            command = Command::new("setpriv");
+            command.args(["--bounding-set", "-ipc_lock", "bash"]);
+        }
+        let output = command
+            .args(["-c", &limits, "bash"])
+            .arg(script())
+            .args(["--connections-max", &connections.to_string(), "--root"])
+            .arg(self.0.path())
+            .output()
+            .unwrap();
+        assert!(output.stderr.is_empty(), "{output:?}");
+        stdout(&output)
     }
 }
 
@@ -206,8 +224,11 @@ fn clients_on_the_machine_need_ports_and_memory_of_their_own() {
     machine.set("proc/sys/net/ipv4/ip_local_port_range", "32768\t33767");
     assert_eq!(machine.checked(LIMITS, &[]).status.code(), Some(0));
     let output = machine.checked(LIMITS, &["--with-clients"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("1000 ports, needed are 20000"), "{}", stdout(&output));
+    assert_hint(&output, "net.ipv4.ip_local_port_range is 32768 33767, which has 1000 ports");
+    assert!(stdout(&output).contains("20000 need 20 addresses"), "{}", stdout(&output));
+    machine.set("proc/meminfo", "MemTotal: 204800 kB");
+    assert_eq!(machine.checked(LIMITS, &[]).status.code(), Some(0));
+    assert_eq!(machine.checked(LIMITS, &["--with-clients"]).status.code(), Some(1));
 }
 
 #[test]
@@ -218,6 +239,40 @@ fn what_cannot_be_read_is_said_and_is_not_a_difference() {
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("unknown  net.core.somaxconn cannot be read here"), "{text}");
+}
+
+/// The arithmetic of the script against the edge's own, over limits low and high.
+#[test]
+fn what_the_check_says_about_shards_and_locked_memory_is_what_the_edge_does() {
+    let machine = Machine::tuned();
+    for (descriptors, connections) in
+        [(20_000, 1_000_000), (20_000, 20_000), (1128, 20_000), (5000, 1_000_000)]
+    {
+        let kernel = Kernel {
+            descriptors_max: descriptors,
+            locked_bytes_max: None,
+            cores: 2,
+            ..Kernel::read()
+        };
+        let config = Config { connections_max: connections, dev_auth: true, ..Config::default() };
+        let plan = Plan::new(&config, &kernel).unwrap();
+        let text = machine.unprivileged(descriptors, 16, connections);
+        let told = format!("{connections} connections on {} shards and 2 cores:\n", plan.shards);
+        assert!(text.starts_with(&told), "{text}");
+
+        // Told is the least that would do, and what would be better.
+        let needed = plan.ring.locked_bytes() * plan.shards as u64 / 1024;
+        assert!(text.contains(&format!(", better are {}", needed.max(512))), "{needed}: {text}");
+        let (_, least) =
+            text.split_once("locked memory (ulimit -l) is 16 KiB, needed are ").unwrap();
+        let (least, _) = least.split_once(',').unwrap();
+        let least: u64 = least.parse().unwrap();
+        let with = |kib| {
+            Plan::new(&config, &Kernel { locked_bytes_max: Some(kib * 1024), ..kernel.clone() })
+        };
+        assert!(with(least).is_ok(), "{least} KiB: {text}");
+        assert!(least == 512 || with(least - 1).is_err(), "{least} KiB: {text}");
+    }
 }
 
 #[test]
