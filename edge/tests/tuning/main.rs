@@ -1,8 +1,12 @@
 //! `tuning/`: what it says about a machine, what it changes, and that what it recommends works.
+#![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod apply;
+mod balancers;
 mod check;
+mod hawser;
+mod units;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
