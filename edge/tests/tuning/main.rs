@@ -6,6 +6,7 @@ mod apply;
 mod balancers;
 mod check;
 mod hawser;
+mod notrack;
 mod units;
 
 use std::path::{Path, PathBuf};
