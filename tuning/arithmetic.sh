@@ -122,15 +122,26 @@ cores() {
     fi
 }
 
-# cpu_count LIST: cores in a list such as 0-3,8.
-cpu_count() {
-    local range count=0
+# cpu_numbers LIST: each core of a list such as 0-3,8 on a line.
+cpu_numbers() {
+    local range
     local ranges=()
     IFS=, read -ra ranges <<<"$1"
     for range in "${ranges[@]}"; do
-        count=$((count + ${range#*-} - ${range%-*} + 1))
+        seq "${range%-*}" "${range#*-}"
     done
-    echo "$count"
+}
+
+# cpu_count LIST: how many these are.
+cpu_count() {
+    cpu_numbers "$1" | wc -l
+}
+
+# cpu_list FLAG [LIST ...]
+cpu_list() {
+    [[ ${2:-} =~ ^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$ ]] ||
+        usage "$1: \"${2:-}\" is not a list of cores such as 0-11 or 0,2,4-7"
+    echo "$2"
 }
 
 divide_up() {

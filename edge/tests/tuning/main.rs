@@ -7,6 +7,7 @@ mod balancers;
 mod check;
 mod hawser;
 mod notrack;
+mod queues;
 mod units;
 
 use std::path::{Path, PathBuf};
