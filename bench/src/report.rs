@@ -251,6 +251,11 @@ impl Latencies {
         self.0.saturating_record((latency.as_micros() as u64).max(1));
     }
 
+    /// How many were recorded.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.len()
+    }
+
     pub(crate) fn seconds(&self) -> Option<Seconds> {
         let LatencyMs { p50, p99, max, .. } = self.summary()?;
         Some(Seconds { p50: p50 / 1e3, p99: p99 / 1e3, max: max / 1e3 })

@@ -9,6 +9,8 @@ pub(crate) mod idle;
 pub(crate) mod listen;
 mod pairs;
 pub(crate) mod send;
+pub(crate) mod soak;
+pub(crate) mod storm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
