@@ -66,6 +66,8 @@ struct Socket {
     out: Outgoing,
     /// Which connect made it; a deadline of an older socket of the same client misses.
     connect: u64,
+    /// Nothing is read from it.
+    deaf: bool,
 }
 
 enum Phase {
@@ -182,7 +184,7 @@ impl Fleet {
         self.opening.push_back((now + OPENING_TIMEOUT, client, connect));
         let phase = Phase::Connecting(Key::new(self.nonces.u128(..)));
         let out = Outgoing::new(self.nonces.u32(..));
-        self.sockets[client] = Some(Socket { stream, phase, out, connect });
+        self.sockets[client] = Some(Socket { stream, phase, out, connect, deaf: false });
         self.sockets_now += 1;
         Ok(())
     }
@@ -205,6 +207,15 @@ impl Fleet {
         }
         self.unwritten.push(client);
         Some(&mut socket.out)
+    }
+
+    /// Reads nothing from a client's socket any more, or reads again. A new socket is read from.
+    pub(crate) fn set_deaf(&mut self, client: usize, deaf: bool) {
+        let Some(socket) = self.sockets[client].as_mut() else { return };
+        if std::mem::replace(&mut socket.deaf, deaf) && !deaf {
+            // That there is something to read was told meanwhile, once.
+            self.unread.push(client);
+        }
     }
 
     /// Drops a client's socket at once, without a Close frame. No event follows.
@@ -265,6 +276,9 @@ impl Fleet {
         }
         if event.is_writable() && !socket.out.is_empty() {
             self.unwritten.push(client);
+        }
+        if socket.deaf {
+            return;
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             let to_the_end = event.is_read_closed() || event.is_error();

@@ -75,6 +75,8 @@ pub(crate) struct Crowd {
     wanted: u32,
     ready: VecDeque<u32>,
     later: Later,
+    /// Those who left.
+    absent: Vec<u32>,
     /// When whom to give up, in this order; those who got on since are passed over.
     deadlines: VecDeque<Deadline>,
     /// Pings that should have been sent up to now, had all sessions been live.
@@ -135,6 +137,7 @@ impl Crowd {
             wanted: 0,
             ready: VecDeque::new(),
             later: Later::new(),
+            absent: Vec::new(),
             deadlines: VecDeque::new(),
             swept: 0,
             out: Vec::new(),
@@ -183,12 +186,10 @@ impl Crowd {
         true
     }
 
-    /// Connects a session that is absent, as another user. Returns whether it was.
-    pub(crate) fn join(&mut self, number: u32) -> bool {
+    /// Connects one of those who left, as another user. Returns whether there was one.
+    pub(crate) fn join(&mut self) -> bool {
+        let Some(number) = self.absent.pop() else { return false };
         let session = &mut self.sessions[number as usize];
-        if session.phase != Phase::Absent || number >= self.fresh {
-            return false;
-        }
         session.life = session.life.wrapping_add(1);
         session.wanted = true;
         session.phase = Phase::Waiting;
@@ -226,6 +227,11 @@ impl Crowd {
             }
         }
         Ok(())
+    }
+
+    /// Sessions that were live, and have been live again since the last cut.
+    pub(crate) fn recovered_sessions(&self) -> usize {
+        self.cut.as_ref().map_or(0, |cut| cut.recovered.len() as usize)
     }
 
     /// How long sessions were away after the last cut, as far as they are back.
@@ -446,6 +452,9 @@ impl Crowd {
     fn handle_closed(&mut self, number: u32) {
         let session = &mut self.sessions[number as usize];
         session.phase = if session.wanted { Phase::Waiting } else { Phase::Absent };
+        if !session.wanted {
+            self.absent.push(number);
+        }
     }
 
     fn who(&self, number: u32) -> Who {

@@ -1,8 +1,8 @@
 //! Load at connection scale, and two commands for hands.
 //!
 //! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
-//! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `send` and `listen`
-//! (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of reach, 64 wrong usage.
+//! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `storm` (how soon are all
+//! back), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of reach, 64 wrong usage.
 #![forbid(unsafe_code)]
 
 mod checker;
@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::scenario::{Outcome, Stop, chat, crash, echo, idle, listen, send};
+use crate::scenario::{Outcome, Stop, chat, crash, echo, idle, listen, send, slow, soak, storm};
 
 #[derive(Debug, Parser)]
 #[command(name = "hawser-bench", version, about, long_about = None)]
@@ -44,6 +44,12 @@ enum Command {
     Crash(crash::CrashArgs),
     /// What does a silent connection cost the edge?
     Idle(idle::IdleArgs),
+    /// How soon are all back after the edge died, or after all were cut off?
+    Storm(storm::StormArgs),
+    /// What do clients cost that stop reading, and whom do they hurt?
+    Slow(slow::SlowArgs),
+    /// Does memory grow when clients come and go?
+    Soak(soak::SoakArgs),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +82,9 @@ fn run(command: &Command) -> Result<bool, Failure> {
         Command::Chat(args) => (chat::run(args, &stop)?, args.output),
         Command::Crash(args) => (crash::run(args, &stop)?, args.output),
         Command::Idle(args) => (idle::run(args, &stop)?, args.output),
+        Command::Storm(args) => (storm::run(args, &stop)?, args.output),
+        Command::Slow(args) => (slow::run(args, &stop)?, args.output),
+        Command::Soak(args) => (soak::run(args, &stop)?, args.output),
     };
     let Outcome { report, is_good } = outcome;
     report.print(output.json)?;

@@ -76,6 +76,11 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow: Option<Slow>,
+    /// Others that were connected and pinged meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_connections: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kills: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub killed: Option<Killed>,
@@ -121,6 +126,8 @@ impl Report {
             recovered_seconds: None,
             recovery: None,
             churn: None,
+            slow: None,
+            idle_connections: None,
             kills: None,
             killed: None,
             seed: None,
@@ -183,6 +190,17 @@ pub(crate) struct Churn {
     pub router_user_bytes_end: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_end_over_start: Option<f64>,
+}
+
+/// What clients did that stopped reading. `latency_ms` beside it is that of the others meanwhile.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Slow {
+    pub deaf: usize,
+    pub latency_ms_before: Option<LatencyMs>,
+    pub edge_user_bytes_max_before: u64,
+    pub edge_user_bytes_max: u64,
+    pub edge_user_bytes_per_deaf_client: f64,
+    pub closed_by_reason: BTreeMap<String, u64>,
 }
 
 /// How long something took.
@@ -251,9 +269,15 @@ impl Latencies {
         self.0.saturating_record((latency.as_micros() as u64).max(1));
     }
 
+    /// How many were recorded.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.len()
+    }
+
     pub(crate) fn seconds(&self) -> Option<Seconds> {
         let LatencyMs { p50, p99, max, .. } = self.summary()?;
-        Some(Seconds { p50: p50 / 1e3, p99: p99 / 1e3, max: max / 1e3 })
+        let seconds = |ms: f64| rounded(ms / 1e3);
+        Some(Seconds { p50: seconds(p50), p99: seconds(p99), max: seconds(max) })
     }
 
     pub(crate) fn summary(&self) -> Option<LatencyMs> {

@@ -1,5 +1,6 @@
 //! One module per question. What they share stands here: stopping, and the flags that several have.
 
+mod background;
 pub(crate) mod chat;
 pub(crate) mod crash;
 mod crowded;
@@ -9,6 +10,9 @@ pub(crate) mod idle;
 pub(crate) mod listen;
 mod pairs;
 pub(crate) mod send;
+pub(crate) mod slow;
+pub(crate) mod soak;
+pub(crate) mod storm;
 
 use std::path::PathBuf;
 use std::sync::Arc;

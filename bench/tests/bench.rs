@@ -80,10 +80,103 @@ fn echo_measures_an_edge_of_its_own() {
 }
 
 #[test]
-fn idle_tells_the_memory_of_a_connection() {
-    let report = report(&["idle", "--connections", "50", "--seconds", "0"]);
-    assert_eq!((&report["connections"], &report["errors"]), (&50.into(), &0.into()), "{report}");
+fn echo_goes_on_beside_idle_connections() {
+    let args = ["echo", "--connections", "4", "--idle", "300", "--seconds", "1", "--warmup", "0"];
+    let report = report(&args);
+    assert_eq!((&report["idle_connections"], &report["errors"]), (&300.into(), &0.into()));
+    assert!(report["messages"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn idle_tells_memory_and_cpu_of_full_sessions_that_ping() {
+    let args = ["idle", "--connections", "500", "--hold", "3s", "--ping-interval", "1s"];
+    let report = report(&args);
+    assert_eq!((&report["connections"], &report["errors"]), (&500.into(), &0.into()), "{report}");
+    for field in [
+        "edge_user_bytes_per_connection",
+        "router_user_bytes_per_connection",
+        "kernel_bytes_per_connection",
+        "connects_per_second",
+        "idle_cpu_us_per_connection_second",
+        "shard_fullest_over_emptiest",
+    ] {
+        assert!(report[field].is_f64(), "{field}: {report}");
+    }
+    // Two to four rounds of pings, whenever the hold began.
+    let pongs = report["pongs"].as_u64().unwrap_or_default();
+    assert!((900..=2_100).contains(&pongs), "{report}");
+}
+
+#[test]
+fn idle_holds_bare_web_sockets_of_any_server() {
+    let hawser = Hawser::start_with(&["--echo-path", "/echo"]);
+    let target = format!("ws://{}/echo", hawser.edge_address);
+    let pid = hawser.edge.as_ref().unwrap().child.id().to_string();
+    let args = ["idle", "--session", "ws", "--connections", "300", "--ping-interval", "1s"];
+    let report =
+        report(&[&args[..], &["--hold", "2s", "--target", &target, "--pid", &pid]].concat());
+    assert_eq!((&report["connections"], &report["errors"]), (&300.into(), &0.into()), "{report}");
+    assert!(report["pongs"].as_u64() >= Some(300), "{report}");
     assert!(report["edge_user_bytes_per_connection"].is_f64(), "{report}");
+}
+
+#[test]
+fn after_the_edge_was_killed_all_are_registered_again() {
+    let report = report(&["storm", "--connections", "1000", "--shards", "2"]);
+    assert_recovered(&report, 1000);
+}
+
+#[test]
+fn clients_that_all_left_at_once_come_back() {
+    let report = report(&["storm", "--connections", "1000", "--cut", "clients"]);
+    assert_recovered(&report, 1000);
+}
+
+fn assert_recovered(report: &Value, connections: u64) {
+    assert_eq!(report["connections"], connections, "{report}");
+    assert_eq!(report["errors"], 0, "{report}");
+    let [p50, max] = ["p50", "max"].map(|at| report["recovered_seconds"][at].as_f64().unwrap());
+    // A client waits for a tenth of a second at least, and not all for equally long.
+    assert!(0.0 < p50 && p50 < max && max < 100.0, "{report}");
+    let curve = report["recovery"]["curve"].as_array().unwrap();
+    let backs: Vec<_> = curve.iter().map(|point| point[1].as_u64().unwrap()).collect();
+    assert!(backs.is_sorted() && backs.last() == Some(&connections), "{report}");
+}
+
+#[test]
+fn coming_and_going_is_counted_and_its_memory_compared() {
+    let report = report(&["soak", "--connections", "300", "--churn", "200", "--seconds", "3"]);
+    assert_eq!((&report["connections"], &report["errors"]), (&300.into(), &0.into()), "{report}");
+    let churn = &report["churn"];
+    let left = churn["left"].as_u64().unwrap();
+    assert!((400..=600).contains(&left) && churn["joined"] == left, "{report}");
+    assert!(churn["edge_end_over_start"].as_f64() > Some(0.5), "{report}");
+}
+
+#[test]
+fn clients_that_stop_reading_lose_nothing_and_hurt_nobody() {
+    let args = ["slow", "--pairs", "10", "--rate", "200", "--seconds", "2", "--deaf-percent", "20"];
+    let report = report(&args);
+    assert_sound(&report);
+    assert_eq!(report["slow"]["deaf"], 2, "{report}");
+    assert!(report["latency_ms"]["p99"].as_f64() > Some(0.0), "{report}");
+    assert!(report["slow"]["latency_ms_before"]["p99"].as_f64() > Some(0.0), "{report}");
+}
+
+/// The gate: what a plain idle connection may cost the edge. Debug binaries have the same structures.
+#[test]
+fn an_idle_connection_stays_within_its_budget() {
+    const EDGE_BYTES_MAX: f64 = 300.0;
+    let edge_bytes = |connections: &str| {
+        let report =
+            report(&["idle", "--connections", connections, "--hold", "0", "--shards", "1"]);
+        assert_eq!(report["errors"], 0, "{report}");
+        report["memory"]["edge_user_bytes"].as_f64().unwrap()
+    };
+    let (few, many) = (edge_bytes("2000"), edge_bytes("10000"));
+    // The difference: what an edge takes without connections falls out.
+    let each = (many - few) / 8_000.0;
+    assert!(each <= EDGE_BYTES_MAX, "{each:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
 }
 
 #[test]
@@ -127,11 +220,13 @@ fn a_listener_goes_on_after_the_edge_was_killed() {
 
 #[test]
 fn wrong_usage_names_the_flag_and_ends_with_64() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["chat", "--pairs", "0"], "--pairs"),
         (&["chat", "--frob"], "--frob"),
         (&["echo", "--target", "http://127.0.0.1/"], "--target"),
-        (&["idle", "--connections", "999999"], "--connections"),
+        (&["echo", "--connections", "999999"], "--connections"),
+        (&["idle", "--connections", "0"], "--connections"),
+        (&["storm", "--target", "ws://127.0.0.1:1/"], "--cut"),
         (&["send", "--as", "alice", "x"], "--to"),
         (&["crash", "--seconds-max", "soon"], "--seconds-max"),
     ];
@@ -148,7 +243,13 @@ fn a_target_out_of_reach_ends_with_2() {
     let nobody = free_address();
     let target = format!("ws://{nobody}/ws");
     let send = ["send", "--as", "a", "--to", "b", "x", "--give-up-after", "500ms", "--target"];
-    for args in [&["echo", "--target"][..], &["chat", "--target"], &send] {
+    for args in [
+        &["echo", "--target"][..],
+        &["chat", "--target"],
+        &["idle", "--connections", "3", "--target"],
+        &["echo", "--idle", "3", "--target"],
+        &send,
+    ] {
         let output = bench(args).arg(&target).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
     }
@@ -271,6 +372,7 @@ struct Hawser {
     edge_address: SocketAddr,
     router_address: SocketAddr,
     router_admin: SocketAddr,
+    edge_flags: &'static [&'static str],
     edge: Option<Run>,
     router: Option<Run>,
     runs: std::cell::Cell<usize>,
@@ -278,7 +380,13 @@ struct Hawser {
 
 impl Hawser {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The edge gets these flags besides.
+    fn start_with(edge_flags: &'static [&'static str]) -> Self {
         let mut hawser = Self {
+            edge_flags,
             folder: tempfile::tempdir().unwrap(),
             edge_address: free_address(),
             router_address: free_address(),
@@ -320,7 +428,7 @@ impl Hawser {
         command.args(["--admin", "127.0.0.1:0", "--listen", &self.edge_address.to_string()]);
         command.args(["--dev-auth", "--router", &self.router_address.to_string()]);
         // A client that comes while the router is away is told so soon.
-        command.args(["--connect-timeout", "1s"]);
+        command.args(["--connect-timeout", "1s"]).args(self.edge_flags);
         self.edge = Some(self.listening(command, "edge", self.edge_address));
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{CLIENT_PATH, Served, ServerFlags, Stop, as_seconds, parse_seconds};
+use super::{CLIENT_PATH, Served, ServerFlags, Stop, TURN_MAX, as_seconds, parse_seconds};
 use crate::clock;
 use crate::crowd::{Crowd, CrowdPlan, Speech};
 use crate::failure::Failure;
@@ -43,7 +43,6 @@ pub(super) struct Crowded {
     pub served: Served,
     pub crowd: Crowd,
     pub began: Usage,
-    connected: Option<Instant>,
 }
 
 impl Crowded {
@@ -75,7 +74,7 @@ impl Crowded {
             ping_interval: (!flags.ping_interval.is_zero()).then_some(flags.ping_interval),
             seed,
         })?;
-        Ok(Self { served, crowd, began, connected: None })
+        Ok(Self { served, crowd, began })
     }
 
     /// Connects the first `connections`; those who fail come again. Fills in the rate and what it cost.
@@ -87,38 +86,23 @@ impl Crowded {
         report: &mut Report,
     ) -> Result<(), Failure> {
         let before = self.usage()?;
-        self.crowd.want(connections);
         let began = clock::now();
-        let (mut most, mut most_at) = (0, began);
-        while self.crowd.live < connections as usize && !stop.is_asked() {
-            let now = clock::now();
-            if self.crowd.live > most {
-                (most, most_at) = (self.crowd.live, now);
-            }
-            let in_vain = self.crowd.welcomes == 0
-                && self.crowd.errors >= FAILURES_IN_VAIN.min(connections.into());
-            if in_vain || now - most_at > STALL_TIMEOUT {
-                self.served.check_alive()?;
-                let why = self.crowd.first_error.as_deref().unwrap_or("no answers");
-                return Err(Failure::Unreachable(format!(
-                    "{} of {connections} sessions are in after {:.0?}: {why}",
-                    self.crowd.live,
-                    now - began
-                )));
-            }
-            self.crowd.turn(now + Duration::from_secs(1))?;
+        let connected = connect_all(&mut self.crowd, connections, stop, |now, crowd| {
             progress.show(now, || {
-                let rate = self.crowd.live as f64 / (now - began).as_secs_f64();
-                format!("{} of {connections} connected, {rate:.0} a second", self.crowd.live)
+                let rate = crowd.live as f64 / (now - began).as_secs_f64();
+                format!("{} of {connections} connected, {rate:.0} a second", crowd.live)
             });
+        });
+        if let Err(failure) = connected {
+            // That an own server died says more.
+            self.served.check_alive()?;
+            return Err(failure);
         }
-        let connected = clock::now();
-        let seconds = (connected - began).as_secs_f64();
+        let seconds = (clock::now() - began).as_secs_f64();
         let after = self.usage()?;
         report.connects_per_second = Some(rounded(self.crowd.live as f64 / seconds));
         report.connect_cpu_us_per_connection =
             Some(before.cpu_until(&after, self.crowd.live as f64));
-        self.connected = Some(connected);
         Ok(())
     }
 
@@ -205,6 +189,38 @@ impl Crowded {
         report.first_error = self.crowd.first_error.take();
         report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
     }
+}
+
+/// Turns until the first `sessions` are in, or stop is asked; those who fail come again.
+///
+/// # Errors
+/// When it is clear that they will not get in.
+pub(super) fn connect_all(
+    crowd: &mut Crowd,
+    sessions: u32,
+    stop: &Stop,
+    mut progress: impl FnMut(Instant, &Crowd),
+) -> Result<(), Failure> {
+    crowd.want(sessions);
+    let began = clock::now();
+    let (mut most, mut most_at) = (0, began);
+    while crowd.live < sessions as usize && !stop.is_asked() {
+        let now = clock::now();
+        if crowd.live > most {
+            (most, most_at) = (crowd.live, now);
+        }
+        let in_vain = crowd.welcomes == 0 && crowd.errors >= FAILURES_IN_VAIN.min(sessions.into());
+        if in_vain || now - most_at > STALL_TIMEOUT {
+            let why = crowd.first_error.as_deref().unwrap_or("no answers");
+            let (live, waited) = (crowd.live, now - began);
+            return Err(Failure::Unreachable(format!(
+                "{live} of {sessions} sessions are in after {waited:.0?}: {why}"
+            )));
+        }
+        crowd.turn(now + TURN_MAX)?;
+        progress(now, crowd);
+    }
+    Ok(())
 }
 
 /// Path of the own edge's echo, which crowds of bare WebSockets sit on.

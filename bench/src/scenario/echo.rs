@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::background::{Background, Crowding};
 use super::{
     OPENING_MAX, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds, turn_end,
 };
 use crate::client::{Ending, Fleet, Handler, Message, Outgoing};
 use crate::clock;
+use crate::crowd::{CrowdPlan, Speech};
 use crate::failure::Failure;
 use crate::processes::Plan;
 use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
@@ -22,6 +24,9 @@ use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
 const ECHO_PATH: &str = "/echo";
 /// Shards of an own edge unless `--shards` says otherwise: the figure is per core.
 const ECHO_SHARDS: usize = 1;
+/// With more idle connections than that, one shard may not have the descriptors; the edge works out how many it needs.
+const IDLE_ON_ECHO_SHARDS_MAX: u32 = 10_000;
+const IDLE_PING_INTERVAL: Duration = Duration::from_secs(60);
 /// For all connections together, and the share of each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT_EACH: Duration = Duration::from_millis(2);
@@ -47,6 +52,9 @@ pub(crate) struct EchoArgs {
     #[arg(long, default_value = "5s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
     seconds: Duration,
+    /// Others that are connected and only ping, each once a minute
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=5_000_000))]
+    idle: u32,
     /// Load before the measured time
     #[arg(long, default_value = "1s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
@@ -65,7 +73,10 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let seed = clock::random_seed();
     let own = |plan: &mut Plan| {
         plan.router = false;
-        plan.shards = plan.shards.or(Some(ECHO_SHARDS));
+        plan.connections_max += args.idle as usize + args.idle as usize / 64;
+        if args.idle <= IDLE_ON_ECHO_SHARDS_MAX {
+            plan.shards = plan.shards.or(Some(ECHO_SHARDS));
+        }
         plan.echo_path = Some(ECHO_PATH);
         ECHO_PATH
     };
@@ -74,6 +85,19 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut echo = Echo::new(args);
     let mut report = Report::new("echo", args);
     let mut progress = Progress::new();
+
+    let idle = (args.idle > 0).then(|| {
+        let plan = CrowdPlan {
+            target: served.target.clone(),
+            speech: Speech::Ws,
+            sessions: args.idle,
+            connecting_max: OPENING_MAX,
+            ping_interval: Some(IDLE_PING_INTERVAL),
+            seed,
+        };
+        Background::start(plan, stop)
+    });
+    let idle = idle.transpose()?;
 
     let began = clock::now();
     connect(&mut fleet, &mut echo, connections, stop)?;
@@ -109,6 +133,12 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.errors = echo.errors;
     report.first_error = echo.first_error;
     report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
+    if let Some(idle) = idle {
+        let Crowding { live, errors, first_error } = idle.end()?;
+        report.idle_connections = Some(live);
+        report.errors += errors;
+        report.first_error = report.first_error.or(first_error);
+    }
     let is_good = report.errors == 0;
     Ok(Outcome { report, is_good })
 }

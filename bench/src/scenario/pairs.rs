@@ -73,6 +73,8 @@ struct PairClient {
     delivered: u64,
     was_live: bool,
     attempts: u32,
+    /// Reads nothing and says nothing.
+    deaf: bool,
 }
 
 impl Pairs {
@@ -92,6 +94,7 @@ impl Pairs {
                 delivered: 0,
                 was_live: false,
                 attempts: 0,
+                deaf: false,
             }
         };
         Self {
@@ -164,6 +167,18 @@ impl Pairs {
         }
         let until = turn_end(now, until).min(self.next_due().unwrap_or(until));
         Ok(fleet.turn(until, self)?)
+    }
+
+    /// A client stops: it reads nothing and says nothing, its connection stays.
+    pub(super) fn deafen(&mut self, client: usize, fleet: &mut Fleet) {
+        self.clients[client].deaf = true;
+        fleet.set_deaf(client, true);
+    }
+
+    /// It goes on.
+    pub(super) fn undeafen(&mut self, client: usize, fleet: &mut Fleet) {
+        self.clients[client].deaf = false;
+        fleet.set_deaf(client, false);
     }
 
     /// Goes on until everything has arrived and it has been quiet for a while, or `until`.
@@ -254,7 +269,8 @@ impl Pairs {
     }
 
     fn may_send(&self, client: usize) -> bool {
-        self.clients[client].session.may_send() && self.history.has_room()
+        let state = &self.clients[client];
+        !state.deaf && state.session.may_send() && self.history.has_room()
     }
 
     fn send(&mut self, now: Instant, client: usize, fleet: &mut Fleet) {
@@ -288,6 +304,9 @@ impl Pairs {
 
     fn tick(&mut self, now: Instant, fleet: &mut Fleet) {
         for client in 0..self.clients.len() {
+            if self.clients[client].deaf {
+                continue;
+            }
             let Some(out) = fleet.outgoing(client) else { continue };
             let in_time = self.clients[client].session.handle_tick(now, out);
             self.log_submitted(client);

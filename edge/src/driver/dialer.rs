@@ -14,6 +14,7 @@
 //!
 //! Slots are asserted: they are the caller's numbers, never a peer's.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -32,9 +33,10 @@ pub const DIALER_SLOTS_MAX: u32 = 1 << 16;
 const SUBMISSIONS: u32 = 128;
 /// Completions that fit before the kernel keeps them on a list of its own.
 const COMPLETIONS: u32 = 1024;
-/// Receive buffers; with too few of them at once a receive is started again, nothing is lost.
+/// Receive buffers: as many as one page of the buffer ring describes. With too few of them at once a receive is
+/// started again, nothing is lost.
 const BUFFERS: u16 = 256;
-/// Size of one: an answer to an upgrade, or a few dozen small frames.
+/// Size of one: an answer to an upgrade, or a dozen small frames.
 const BUFFER_BYTES: u32 = 512;
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
 const ENTER_GETEVENTS: u32 = 1;
@@ -100,9 +102,9 @@ pub struct Dialer {
     next_source: usize,
     /// What the last event lent out.
     lent: Option<Lent>,
-    /// Whose receive ended for want of a buffer: started again when those are offered that have come back. Earlier
-    /// it would end at once for the same reason, again and again.
-    thirsty: Vec<(u32, u16)>,
+    /// Slots whose receive found no buffer. Started again when the kernel has been given some: at once, each would
+    /// fail again, without an end. Bounded by the slots.
+    hungry: VecDeque<u32>,
 }
 
 /// One direct descriptor.
@@ -164,7 +166,7 @@ impl Dialer {
             sources: vec![nobody; SUBMISSIONS as usize].into_boxed_slice(),
             next_source: 0,
             lent: None,
-            thirsty: Vec::new(),
+            hungry: VecDeque::new(),
         })
     }
 
@@ -291,12 +293,9 @@ impl Dialer {
     #[must_use]
     pub fn has_work(&mut self) -> bool {
         let submission = self.ring.submission();
-        let asked = !self.thirsty.is_empty()
-            || !submission.is_empty()
-            || submission.taskrun()
-            || submission.cq_overflow();
+        let asked = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
         drop(submission);
-        asked || !self.ring.completion().is_empty()
+        asked || !self.hungry.is_empty() || !self.ring.completion().is_empty()
     }
 
     /// Submits what was gathered and lets the kernel finish what it has waiting. Does not wait.
@@ -306,10 +305,10 @@ impl Dialer {
     pub fn enter(&mut self) -> io::Result<()> {
         self.give_back();
         self.buffers.publish();
-        while let Some((slot, generation)) = self.thirsty.pop() {
-            let state = &self.slots[slot as usize];
-            let is_same = state.generation == generation && state.state == State::Used;
-            if is_same && !state.receiving && !state.paused {
+        for _ in 0..self.hungry.len().min(BUFFERS.into()) {
+            let Some(slot) = self.hungry.pop_front() else { break };
+            let Slot { state, receiving, paused, .. } = self.slots[slot as usize];
+            if state == State::Used && !receiving && !paused {
                 self.receive(slot);
             }
         }
@@ -396,12 +395,10 @@ impl Dialer {
             let errno = if result == -libc::ECANCELED { libc::ECONNRESET } else { -result };
             return Some(Found::Ended { slot, errno });
         }
-        if !state.receiving && !state.paused {
-            if result == -libc::ENOBUFS {
-                self.thirsty.push((slot, state.generation));
-            } else {
-                self.receive(slot);
-            }
+        if result == -libc::ENOBUFS {
+            self.hungry.push_back(slot);
+        } else if !state.receiving && !state.paused {
+            self.receive(slot);
         }
         (result > 0).then_some(Found::Received { slot })
     }
@@ -663,6 +660,31 @@ mod tests {
         let mut then = [bench.next(), bench.next()];
         then.sort_by_key(|told| matches!(told, Told::Received(1, _)));
         assert_eq!(then, [0, 1].map(|slot| Told::Received(slot, b"then".to_vec())));
+    }
+
+    #[test]
+    fn answers_to_more_slots_than_there_are_buffers_all_arrive() {
+        let slots = 3 * u32::from(BUFFERS);
+        let mut bench = Bench::new(slots);
+        let mut peers = Vec::new();
+        for slot in 0..slots {
+            bench.dialer.connect(slot, None, b"x");
+            peers.push(bench.accept());
+        }
+        // All at once, before the ring takes the first.
+        for peer in &mut peers {
+            peer.write_all(b"answer").unwrap();
+        }
+        let mut answered: Vec<u32> = (0..slots)
+            .map(|_| {
+                let told = bench.next();
+                let Told::Received(slot, bytes) = told else { panic!("{told:?}") };
+                assert_eq!(bytes, b"answer");
+                slot
+            })
+            .collect();
+        answered.sort_unstable();
+        assert_eq!(answered, (0..slots).collect::<Vec<_>>());
     }
 
     #[test]
