@@ -75,12 +75,13 @@ files_needed() {
     echo $((connections * (${#with_clients} > 0 ? 2 : 1) + 65536))
 }
 
-# accept_queue_needed SHARDS: a shard's listener holds what arrives in one second of a comeback.
+# accept_queue_needed LISTENERS: each holds what arrives in one second of a comeback. The edge has one a core, or one a
+# shard where these are fewer.
 accept_queue_needed() {
     between 4096 $((connections / comeback_seconds / $1)) 65535
 }
 
-# handshakes_needed SHARDS: as many can be in the middle of the TCP handshake.
+# handshakes_needed LISTENERS: as many can be in the middle of the TCP handshake.
 handshakes_needed() {
     between 1024 $((connections / comeback_seconds / $1)) 65535
 }

@@ -1,8 +1,8 @@
 """Runs a command as a systemd unit would confine it.  confined.py UNIT COMMAND...
 
 Takes from the unit: SystemCallFilter (groups as `systemd-analyze syscall-filter` lists them), RestrictAddressFamilies,
-MemoryDenyWriteExecute, LimitNOFILE, LimitMEMLOCK, CapabilityBoundingSet, NoNewPrivileges, Environment. Namespaces (the
-Protect and Private lines) are left out. Needs Debian's python3-seccomp, and root for the bounding set.
+MemoryDenyWriteExecute, LimitNOFILE, LimitMEMLOCK, CapabilityBoundingSet, NoNewPrivileges. Namespaces (the Protect and
+Private lines) are left out. Needs Debian's python3-seccomp, and root for the bounding set.
 """
 import ctypes
 import os
@@ -87,9 +87,6 @@ def limit(what, value):
 def confine(path):
     unit = settings(path)
     one = dict(unit)
-    for name, value in unit:
-        if name == "Environment":
-            os.environ.update([value.split("=", 1)])
     limit(resource.RLIMIT_NOFILE, amount(one["LimitNOFILE"]))
     limit(resource.RLIMIT_MEMLOCK, amount(one["LimitMEMLOCK"]))
     if os.geteuid() == 0 and one["CapabilityBoundingSet"] == "":
