@@ -124,10 +124,22 @@ impl Edge {
                 .map_err(|error| UsageError(format!("--shards: executor {index}: {error}")))?;
             edge.shards.push(handle);
         }
+        // So that a shard that ends before it says anything is noticed.
+        drop(started);
         for _ in 0..shards {
-            if let Ok((index, Err(error))) = starts.recv() {
-                edge.stop();
-                return Err(UsageError(no_ring(index, plan, &error)));
+            match starts.recv() {
+                Ok((_, Ok(()))) => {}
+                Ok((index, Err(error))) => {
+                    edge.stop();
+                    return Err(UsageError(no_ring(index, plan, &error)));
+                }
+                Err(_) => {
+                    edge.stop();
+                    let error = edge.join().err().map_or_else(String::new, |e| format!(": {e}"));
+                    return Err(UsageError(format!(
+                        "--shards: an executor could not start{error}"
+                    )));
+                }
             }
         }
         Ok(edge)
