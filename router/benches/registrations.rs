@@ -70,6 +70,12 @@ fn main() {
     });
     println!("slowest delivery meanwhile: {:.1} ms", slowest.as_secs_f64() * 1e3);
     bench.stage(&router, "rest", || rest(settle));
+
+    edge = router.edge("edge-2", 1);
+    bench.stage(&router, "connect, new devices", || edge.register_all(connections, true));
+    let started = now();
+    router.stop();
+    println!("stopped, everything recorded, after {:.1} s", started.elapsed().as_secs_f64());
 }
 
 struct Bench {
@@ -121,8 +127,16 @@ impl Router {
         Self { child, socket, admin }
     }
 
+    /// Asks it to stop, and waits until it has.
+    fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
     fn edge(&self, name: &str, epoch: u64) -> Edge {
-        let mut edge = Edge { stream: UnixStream::connect(&self.socket).unwrap() };
+        let mut edge =
+            Edge { stream: UnixStream::connect(&self.socket).unwrap(), users: name.to_owned() };
         edge.stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let hello =
             Hello { edge_id: name.to_owned(), epoch, protocol: 1, shards: 1, ..Hello::default() };
@@ -184,15 +198,19 @@ impl Drop for Router {
 /// One link, seen from the edge.
 struct Edge {
     stream: UnixStream,
+    /// What the ids of its users begin with.
+    users: String,
 }
 
 impl Edge {
     /// Registers everybody: as they come, or as a snapshot that nobody answers.
     fn register_all(&mut self, connections: u64, answer: bool) {
-        let mut heard = 0;
+        let (mut heard, users) = (0, self.users.clone());
         for first in (0..connections).step_by(FRAME_MESSAGES as usize) {
             let end = connections.min(first + FRAME_MESSAGES);
-            self.say((first..end).map(|number| Inbound::Register(register(number, answer))));
+            self.say(
+                (first..end).map(|number| Inbound::Register(register(&users, number, answer))),
+            );
             while answer && end - heard > UNANSWERED_MAX {
                 heard += self.hear_registered();
             }
@@ -206,10 +224,11 @@ impl Edge {
     }
 
     fn unregister_all(&mut self, connections: u64) {
+        let users = self.users.clone();
         for first in (0..connections).step_by(FRAME_MESSAGES as usize) {
             let end = connections.min(first + FRAME_MESSAGES);
             self.say((first..end).map(|number| {
-                Inbound::Unregister(Unregister { connection: number, user: user(number) })
+                Inbound::Unregister(Unregister { connection: number, user: user(&users, number) })
             }));
         }
     }
@@ -282,14 +301,14 @@ impl Edge {
     }
 }
 
-fn user(number: u64) -> String {
-    format!("user-{number:08}")
+fn user(users: &str, number: u64) -> String {
+    format!("{users}-{number:08}")
 }
 
-fn register(number: u64, answer: bool) -> Register {
+fn register(users: &str, number: u64, answer: bool) -> Register {
     Register {
         connection: number,
-        user: user(number),
+        user: user(users, number),
         device: format!("device-{number:08}"),
         cursor: (!answer).then_some(0),
         connected_at_ms: unix_ms(),

@@ -42,8 +42,9 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bytes that may wait to be written to one link. Past it the link is closed; the edge comes back and
 /// everything unacknowledged is sent again.
 pub const LINK_OUT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Batches from links that may wait for one owner task. Past it the links are not read.
-pub const OWNER_QUEUE_BATCHES_MAX: usize = 256;
+/// Batches from links that may wait for one owner task. Past it the links are not read. A batch of registrations
+/// takes 5 times its bytes while it waits, and an edge that tells a million again fills the queue.
+pub const OWNER_QUEUE_BATCHES_MAX: usize = 64;
 /// How long a new link may take to say Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Links that are open at a time.
