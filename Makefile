@@ -5,11 +5,13 @@
 #   make test         every test, with the real binaries and with independent clients
 #   make lint         formatting, clippy, shellcheck
 #   make bench        a short durable chat with its history checked (bench/ has the rest)
+#   make peers        other WebSocket servers beside this one: builds and measures them all, in minutes (bench/peers/)
 #   make conformance  the Autobahn suite against the edge: RFC 6455, every case strict
 #
-# Needs: stable Rust; for test and conformance also Python 3 with venv and Node.js; for lint shellcheck.
+# Needs: stable Rust; for test and conformance also Python 3 with venv and Node.js; for lint shellcheck; for peers what
+# bench/peers/README.md says.
 
-.PHONY: run router test lint bench conformance
+.PHONY: run router test lint bench peers conformance
 
 run:
 	@.ci/dev
@@ -30,6 +32,9 @@ lint:
 bench:
 	cargo build --release --workspace
 	cargo run --release --package hawser-bench -- chat --pairs 100 --seconds 10
+
+peers:
+	@bench/peers/run
 
 conformance:
 	@.ci/conformance

@@ -116,9 +116,9 @@ impl Crowd {
         let bell =
             eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
         let rings = plan.sessions.div_ceil(slots);
+        let slots = plan.sessions.div_ceil(rings);
         let dialers = (0..rings)
             .map(|ring| {
-                let slots = slots.min(plan.sessions - ring * slots);
                 Dialer::new(slots, plan.target.address, bell.as_fd())
                     .map_err(|error| no_ring(plan.sessions, rings, ring, &error))
             })
@@ -129,7 +129,7 @@ impl Crowd {
             began: clock::now(),
             bell,
             dialers,
-            places: Places::new(plan.target.address, slots, plan.seed),
+            places: Places::new(plan.target.address, rings, slots, plan.seed),
             sessions: vec![Session::default(); plan.sessions as usize],
             talk: Talk::new(plan.target.clone(), plan.speech, plan.seed),
             random: fastrand::Rng::with_seed(plan.seed),

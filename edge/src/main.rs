@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use hawser_edge::config::Config;
 use hawser_edge::plan::Plan;
 use hawser_edge::server::Edge;
-use hawser_edge::{admin, probe};
+use hawser_edge::{admin, driver, probe};
 use hawser_proto::knobs::UsageError;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -15,6 +15,7 @@ use tracing_subscriber::prelude::*;
 const SHARD_FAILED_EXIT_STATUS: i32 = 70;
 
 fn main() {
+    driver::settle_heap();
     let config = Config::from_process();
     start_logging(&config);
     if let Err(error) = run(config) {

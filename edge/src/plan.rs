@@ -18,7 +18,7 @@ const RINGS: [Ring; 4] = [
     Ring { submissions: 512, completions: 2048, receive_buffers: 256, accepts: 16 },
     Ring { submissions: 256, completions: 512, receive_buffers: 128, accepts: 8 },
 ];
-/// The size to begin with when shards share cores: each has less to do at once, and there are many.
+/// The size to begin with when shards share cores: there are many of them.
 const CROWDED: usize = 2;
 /// Locked memory of one shard beside its own ring, in bytes: the rings of its executor (measured on Linux 6.18).
 const EXECUTOR_LOCKED_BYTES: u64 = 64 * 1024;
@@ -62,6 +62,8 @@ impl Ring {
 pub struct Plan {
     /// How many shards.
     pub shards: usize,
+    /// How many cores they share, each with a listener; shard n runs on core n modulo cores.
+    pub cores: usize,
     /// Connections that one shard may hold: its share, rounded up.
     pub connections_a_shard: usize,
     /// Direct descriptors in the table of one shard's ring.
@@ -100,6 +102,7 @@ impl Plan {
         }
         Ok(Self {
             shards,
+            cores: kernel.cores.min(shards),
             connections_a_shard,
             sockets_a_shard: needed as u32,
             ring: ring(config, kernel, shards)?,

@@ -13,6 +13,9 @@ use crate::config::Config;
 /// Oldest kernel that has all that the ring uses.
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
+/// What glommio's executor wants RLIMIT_MEMLOCK to be at least, also of a process with CAP_IPC_LOCK.
+pub const MEMLOCK_MIN_BYTES: u64 = 512 * 1024;
+
 /// Facts about the machine; everything that [`assess`] and [`Plan`](crate::plan::Plan) decide is decided on these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
@@ -26,6 +29,8 @@ pub struct Kernel {
     pub io_uring_disabled: u32,
     /// Descriptors that a process may have (RLIMIT_NOFILE); a ring's table of direct descriptors is bound by it, too.
     pub descriptors_max: u64,
+    /// RLIMIT_MEMLOCK in bytes, whether or not it binds: the executor asks for [`MEMLOCK_MIN_BYTES`] in any case.
+    pub memlock_bytes: u64,
     /// Locked memory that this user may have, in bytes (RLIMIT_MEMLOCK); `None` where it does not bind.
     pub locked_bytes_max: Option<u64>,
     /// Cores that this process may use, its affinity and its control group's quota counted.
@@ -54,6 +59,7 @@ impl Kernel {
             missing,
             io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled").unwrap_or(0),
             descriptors_max: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+            memlock_bytes: getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX),
             locked_bytes_max: locked_bytes_max(),
             cores: available_parallelism().map_or(1, NonZero::get),
             somaxconn: number("/proc/sys/net/core/somaxconn").unwrap_or(u32::MAX),
@@ -112,6 +118,13 @@ pub fn assess(config: &Config, kernel: &Kernel) -> Result<Vec<String>, String> {
             if missing.is_empty() { "" } else { "; io_uring lacks " },
         ));
     }
+    if kernel.memlock_bytes < MEMLOCK_MIN_BYTES {
+        return Err(format!(
+            "memlock: the limit (ulimit -l) is {} KiB, an executor needs at least {}; raise it; see tuning/",
+            kernel.memlock_bytes / 1024,
+            MEMLOCK_MIN_BYTES / 1024
+        ));
+    }
     let mut warnings = Vec::new();
     if kernel.somaxconn < 4096 {
         warnings.push(format!(
@@ -154,6 +167,7 @@ impl Kernel {
             missing: Vec::new(),
             io_uring_disabled: 0,
             descriptors_max: 1_048_576,
+            memlock_bytes: u64::MAX,
             locked_bytes_max: None,
             cores: 2,
             somaxconn: 4096,
@@ -194,6 +208,7 @@ mod tests {
                 "kernel: Linux 5.15",
             ),
             (Kernel { ring: Err(libc::ENOMEM), ..Kernel::capable() }, "memlock: "),
+            (Kernel { memlock_bytes: 511 * 1024, ..Kernel::capable() }, "memlock: the limit "),
             (Kernel { release: (6, 0), ..Kernel::capable() }, "kernel: Linux 6.0 is too old"),
             (
                 Kernel { missing: vec!["msg_ring"], ..Kernel::capable() },

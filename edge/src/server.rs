@@ -64,7 +64,7 @@ impl Edge {
         let mesh = Mesh::new(shards)
             .map_err(|error| UsageError(format!("--shards: no eventfd for each: {error}")))?;
         let (mesh, stop) = (Arc::new(mesh), Arc::new(AtomicBool::new(false)));
-        let shares = Arc::new(Shares::new(shards, plan.connections_a_shard));
+        let shares = Arc::new(Shares::new(shards, plan.cores, plan.connections_a_shard));
         let link_up = Arc::new(AtomicBool::new(false));
         let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
         let identity = EdgeIdentity {
@@ -81,9 +81,14 @@ impl Edge {
             state: Arc::new(State { counters: counters.clone(), link_up: link_up.clone() }),
             shards: Vec::with_capacity(shards),
         };
+        let listeners = (0..plan.cores)
+            .map(|_| driver::listen(listen))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
         let (started, starts) = crossbeam::channel::bounded(shards);
         for (index, counters) in (0u16..).zip(&counters) {
-            let listener = driver::listen(listen)
+            let listener = listeners[usize::from(index) % plan.cores]
+                .try_clone()
                 .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
             let link = (index == UPLINK_SHARD).then(|| {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
@@ -102,7 +107,7 @@ impl Edge {
                 connections_max: plan.connections_a_shard,
                 pool_bytes_max: plan.pool_bytes_max,
             };
-            let cpu = cpus[usize::from(index) % cpus.len()];
+            let cpu = cpus[usize::from(index) % plan.cores % cpus.len()];
             let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
                 .name(&format!("shard-{index}"))
                 .io_memory(EXECUTOR_IO_BYTES)
@@ -119,10 +124,22 @@ impl Edge {
                 .map_err(|error| UsageError(format!("--shards: executor {index}: {error}")))?;
             edge.shards.push(handle);
         }
+        // So that a shard that ends before it says anything is noticed.
+        drop(started);
         for _ in 0..shards {
-            if let Ok((index, Err(error))) = starts.recv() {
-                edge.stop();
-                return Err(UsageError(no_ring(index, plan, &error)));
+            match starts.recv() {
+                Ok((_, Ok(()))) => {}
+                Ok((index, Err(error))) => {
+                    edge.stop();
+                    return Err(UsageError(no_ring(index, plan, &error)));
+                }
+                Err(_) => {
+                    edge.stop();
+                    let error = edge.join().err().map_or_else(String::new, |e| format!(": {e}"));
+                    return Err(UsageError(format!(
+                        "--shards: an executor could not start{error}"
+                    )));
+                }
             }
         }
         Ok(edge)

@@ -114,6 +114,8 @@ pub enum Output {
     Close {
         /// Which direct descriptor.
         socket: u32,
+        /// A receive or a send of it is in the ring, and has to be made to end.
+        busy: bool,
     },
 }
 
@@ -289,7 +291,7 @@ impl Shard {
         let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
             // Not even room for a refusal: the client sees its connection closed and comes back.
             self.counters.refused(503);
-            self.outputs.push_back(Output::Close { socket });
+            self.outputs.push_back(Output::Close { socket, busy: false });
             return;
         };
         self.counters.connections.set(self.conns.len() as u64);
@@ -584,7 +586,9 @@ impl Shard {
         if let Some(mut conn) = self.conns.remove(key) {
             let left = conn.outbox.take(&mut self.pool);
             self.pool.give(left);
-            self.outputs.push_back(Output::Close { socket: conn.socket });
+            let receives = matches!(conn.receiving, Receiving::Armed | Receiving::Stopping);
+            let busy = receives || conn.sending == Sending::InFlight;
+            self.outputs.push_back(Output::Close { socket: conn.socket, busy });
         }
         self.counters.closed(reason.label());
         self.counters.connections.set(self.conns.len() as u64);

@@ -214,6 +214,17 @@ fn too_few_descriptors_are_told_with_what_is_needed_and_what_to_raise() {
 }
 
 #[test]
+fn too_little_locked_memory_is_told_before_an_executor_fails_for_it() {
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", "ulimit -l 256; exec \"$@\"", "bash", env!("CARGO_BIN_EXE_hawser-edge")])
+        .args(SOUND);
+    let sentence = refusal(command);
+    assert!(sentence.starts_with("memlock: "), "{sentence}");
+    assert_names(&sentence, &["256 KiB", "512", "ulimit -l", "tuning/"]);
+}
+
+#[test]
 fn help_and_version_are_given_on_stdout_with_status_0() {
     for (flag, text) in [("--help", "--ping-interval-active"), ("--version", "hawser-edge ")] {
         let output = with(&[flag]).output().unwrap();

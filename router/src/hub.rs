@@ -83,6 +83,8 @@ pub enum Event {
     Tick,
     /// Write everything that changed, now: the process is about to end.
     Save,
+    /// Go on with what was left for later: see [`Hub::has_work`].
+    GoOn,
 }
 
 /// A receipt on its way to the partition of the sender.
@@ -238,10 +240,23 @@ impl Hub {
         self.registry.connections()
     }
 
+    /// Whether something was left for later, to be told [`Event::GoOn`] when there is time. It goes on with
+    /// every [`Event::Tick`] too.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.registry.is_sweeping()
+    }
+
     /// Inboxes in memory.
     #[must_use]
     pub fn inboxes(&self) -> usize {
         self.users.len()
+    }
+
+    /// Devices that have left and are not in the store yet.
+    #[must_use]
+    pub fn departed(&self) -> usize {
+        self.registry.departed()
     }
 
     /// Takes an event and adds to `out` what has to be done about it.
@@ -254,21 +269,16 @@ impl Hub {
             }
             Event::EdgeUp(edge, session) => self.registry.edge_up(edge, session),
             Event::EdgeDown(edge, session) => self.registry.edge_down(edge, session),
-            Event::EdgeTold(edge, session) => {
-                let gone = self.registry.edge_told(edge, session);
-                self.detach_all(gone);
-            }
-            Event::EdgeGone(edge, session) => {
-                let gone = self.registry.edge_gone(edge, session);
-                self.detach_all(gone);
-            }
+            Event::EdgeTold(edge, session) => self.registry.edge_told(edge, session),
+            Event::EdgeGone(edge, session) => self.registry.edge_gone(edge, session),
+            Event::GoOn => self.sweep_registry(now),
             Event::Receipt(receipt) => self.handle_receipt(&receipt, out),
             Event::Committed(offset) => self.handle_committed(now, offset, out),
             Event::Refused(reason) => self.handle_refused(&reason, out),
             Event::Replayed(offset, bytes) => self.handle_replayed(now, offset, bytes, out),
             Event::Saved(result) => self.handle_saved(now, result, out),
             Event::Tick => self.handle_tick(now, out),
-            Event::Save => self.save(now, out),
+            Event::Save => self.save(now, saving::Extent::All, out),
         }
     }
 
@@ -284,7 +294,7 @@ impl Hub {
             Inbound::Send(send) => self.handle_send(now, edge, send, out),
             Inbound::Ack(ack) => self.handle_ack(now, edge, &ack, out),
             Inbound::Register(register) => self.handle_register(now, edge, session, register, out),
-            Inbound::Unregister(unregister) => self.handle_unregister(edge, &unregister),
+            Inbound::Unregister(unregister) => self.handle_unregister(now, edge, &unregister),
             Inbound::Signal(signal) => self.handle_signal(&signal, out),
             Inbound::Sync(sync) => self.handle_sync(now, edge, &sync, out),
             // These concern the link, not a user; the link handles them.
@@ -420,8 +430,7 @@ impl Hub {
     fn pump(&mut self, now: Now, user: &Arc<str>, device: usize, out: &mut Effects) {
         let Some(inbox) = self.users.get_mut(user) else { return };
         let Some(delivery) = &inbox.devices()[device].delivery else { return };
-        let registration = self.registry.find(user, delivery.connection());
-        if !registration.is_some_and(|registration| self.registry.is_live(registration)) {
+        if !self.registry.is_live(user, delivery.connection()) {
             return;
         }
         let context = Pump {
@@ -452,16 +461,31 @@ impl Hub {
             inbox.used_at_ms = now.mono_ms;
             return Ok(());
         }
-        let stored = self.store.inbox(self.partition, user)?;
-        let mut inbox = match stored.map(InboxRecord::decode) {
-            None => Inbox::default(),
-            Some(Ok(record)) => Inbox::from_record(record),
-            Some(Err(error)) => return Err(StoreError(format!("an inbox is unreadable: {error}"))),
-        };
-        inbox.used_at_ms = now.mono_ms;
-        self.attach_known(user, &mut inbox);
-        self.users.insert(user.into(), inbox);
+        let stored = self.stored(user)?;
+        self.take_in(now, user, stored);
         Ok(())
+    }
+
+    /// What the last checkpoint wrote of a user's inbox.
+    fn stored(&self, user: &str) -> Result<Option<InboxRecord>, StoreError> {
+        let stored = self.store.inbox(self.partition, user)?;
+        let record = stored.map(InboxRecord::decode).transpose();
+        record.map_err(|error| StoreError(format!("an inbox is unreadable: {error}")))
+    }
+
+    /// Puts an inbox into memory, with the connections and the device that only the registry knows.
+    fn take_in(&mut self, now: Now, user: &str, stored: Option<InboxRecord>) {
+        let mut inbox = stored.map_or_else(Inbox::default, Inbox::from_record);
+        inbox.used_at_ms = now.mono_ms;
+        let user: Arc<str> = user.into();
+        if let Some(device) = self.registry.unrecorded(&user) {
+            inbox.device(device, now.unix_ms);
+            self.saving.note_changed(&user, &inbox);
+            self.saving.note_moved(&user, &inbox);
+        }
+        self.attach_known(&user, &mut inbox);
+        self.registry.note_recorded(&user);
+        self.users.insert(user, inbox);
     }
 
     fn key(&self, from: &str, to: &str, client_message_id: &str) -> SendKey {

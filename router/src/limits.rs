@@ -42,8 +42,9 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bytes that may wait to be written to one link. Past it the link is closed; the edge comes back and
 /// everything unacknowledged is sent again.
 pub const LINK_OUT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Batches from links that may wait for one owner task. Past it the links are not read.
-pub const OWNER_QUEUE_BATCHES_MAX: usize = 256;
+/// Batches from links that may wait for one owner task. Past it the links are not read. A batch of registrations
+/// takes 5 times its bytes while it waits, and an edge that tells a million again fills the queue.
+pub const OWNER_QUEUE_BATCHES_MAX: usize = 64;
 /// How long a new link may take to say Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Links that are open at a time.
@@ -74,6 +75,20 @@ pub const UNSAVED_FACTOR_MAX: usize = 4;
 pub const SWEEP_INBOXES: usize = 16;
 /// A failed checkpoint is tried again after this long.
 pub const CHECKPOINT_RETRY_MS: u64 = 2_000;
+/// Registrations of a partition that are looked at in one go when an edge is gone: deliveries of others wait
+/// that long.
+pub const SWEEP_SLOTS: usize = 256;
+/// A device that only the registry knows is recorded when it has been connected, or gone, for this long: most
+/// that leave come back before.
+pub const UNRECORDED_MS: i64 = 60_000;
+/// Such devices that one checkpoint takes along.
+pub const RECORDED_PER_CHECKPOINT: usize = 256;
+/// From this many devices of a partition that have left and are not recorded, checkpoints come sooner.
+pub const DEPARTED_SOON: usize = 1_024;
+/// The interval of checkpoints then.
+pub const DEPARTED_INTERVAL_MS: u64 = 1_000;
+/// And how many they take along; a sixteenth of all when that is more, so that it keeps up with any rate.
+pub const DEPARTED_PER_CHECKPOINT: usize = 1_024;
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
 pub const INBOX_IDLE_MS: u64 = 30_000;
 
@@ -82,3 +97,4 @@ const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BY
 const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
 const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);
+const _: () = assert!(DEPARTED_INTERVAL_MS < CHECKPOINT_INTERVAL_MS);

@@ -8,14 +8,25 @@ use prometheus_client::registry::Registry;
 
 use crate::hub::Counts;
 
+/// What the Hubs of one owner hold in memory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Connections registered.
+    pub connections: usize,
+    /// Inboxes.
+    pub inboxes: usize,
+    /// Devices that have left and are not in the store yet.
+    pub departed: usize,
+}
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Per owner: connections and inboxes in memory.
-    owners: Vec<[AtomicUsize; 2]>,
+    owners: Vec<[AtomicUsize; 3]>,
     connections: Gauge,
     inboxes: Gauge,
+    departed: Gauge,
     sends_accepted: Counter,
     sends_repeated: Counter,
     sends_refused: Counter,
@@ -71,14 +82,18 @@ impl Metrics {
         let links_ended = counter("links_ended", "Links ended");
         let links_overflowed = counter("links_overflowed", "Links closed with too much to write");
         let checkpoints = counter("checkpoints", "Checkpoints written");
-        let (connections, inboxes) = (Gauge::default(), Gauge::default());
+        let (connections, inboxes, departed) =
+            (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("connections", "Connections registered", connections.clone());
         registry.register("inboxes", "Inboxes in memory", inboxes.clone());
+        let help = "Devices that have left and are not in the store yet";
+        registry.register("devices_departed", help, departed.clone());
         Self {
             registry,
             owners: (0..owners).map(|_| Default::default()).collect(),
             connections,
             inboxes,
+            departed,
             sends_accepted,
             sends_repeated,
             sends_refused,
@@ -101,10 +116,11 @@ impl Metrics {
     }
 
     /// Adds up what the Hubs of one owner did, and notes what they hold.
-    pub fn note_owner(&self, owner: usize, counts: &Counts, connections: usize, inboxes: usize) {
-        if let Some([connections_held, inboxes_held]) = self.owners.get(owner) {
-            connections_held.store(connections, Ordering::Relaxed);
-            inboxes_held.store(inboxes, Ordering::Relaxed);
+    pub fn note_owner(&self, owner: usize, counts: &Counts, held: Held) {
+        if let Some(noted) = self.owners.get(owner) {
+            for (noted, held) in noted.iter().zip([held.connections, held.inboxes, held.departed]) {
+                noted.store(held, Ordering::Relaxed);
+            }
         }
         for (counter, count) in [
             (&self.sends_accepted, counts.accepted),
@@ -136,6 +152,7 @@ impl Metrics {
         };
         self.connections.set(sum(0));
         self.inboxes.set(sum(1));
+        self.departed.set(sum(2));
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             Ok(()) => text,
@@ -152,10 +169,11 @@ mod tests {
     fn what_owners_hold_and_did_is_rendered() {
         let metrics = Metrics::new(2);
         let counts = Counts { accepted: 3, ..Counts::default() };
-        metrics.note_owner(0, &counts, 5, 1);
-        metrics.note_owner(1, &counts, 2, 1);
+        metrics.note_owner(0, &counts, Held { connections: 5, inboxes: 1, departed: 0 });
+        metrics.note_owner(1, &counts, Held { connections: 2, inboxes: 1, departed: 4 });
         let text = metrics.render();
         assert!(text.contains("router_sends_accepted_total 6"), "{text}");
         assert!(text.contains("router_connections 7"), "{text}");
+        assert!(text.contains("router_devices_departed 4"), "{text}");
     }
 }

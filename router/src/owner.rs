@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::hub::{Effects, Event, Hub, Now, Receipt};
 use crate::limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 use crate::outgoing::Outgoing;
 use crate::queue::PartitionId;
 use crate::queue::committer::{Reply, Request};
@@ -104,6 +104,8 @@ pub struct Owner {
     receipts: Vec<Receipt>,
     /// Partitions whose checkpoint is on its way.
     saving: usize,
+    /// Place of the Hub that went on last with what it had left for later.
+    worked: usize,
     started: Instant,
 }
 
@@ -124,6 +126,7 @@ impl Owner {
             appending_bytes: 0,
             receipts: Vec::new(),
             saving: 0,
+            worked: 0,
             started: Instant::now(),
         }
     }
@@ -143,6 +146,7 @@ impl Owner {
                 Some(answer) = answers.recv() => stopping |= self.handle_answer(answer),
                 Some(message) = inbox.recv(), if self.has_room() => self.handle(message),
                 _ = tick.tick() => self.apply_all(|| Event::Tick),
+                () = tokio::task::yield_now(), if self.hubs.iter().any(Hub::has_work) => {}
             }
             // What else has gathered meanwhile goes into the same flush.
             while let Ok(answer) = answers.try_recv() {
@@ -155,6 +159,7 @@ impl Owner {
                 let Ok(message) = inbox.try_recv() else { break };
                 self.handle(message);
             }
+            self.go_on();
             self.flush();
         }
         self.stop(&mut answers).await;
@@ -256,6 +261,16 @@ impl Owner {
         }
     }
 
+    /// Goes on with what one Hub has left for later, each time another's.
+    fn go_on(&mut self) {
+        let (now, owners, hubs) = (self.now(), self.ways.owners.len(), self.hubs.len());
+        let places = (0..hubs).map(|step| (self.worked + step + 1) % hubs);
+        if let Some(place) = places.into_iter().find(|place| self.hubs[*place].has_work()) {
+            self.worked = place;
+            self.apply(now, (place * owners + self.index) as PartitionId, Event::GoOn);
+        }
+    }
+
     fn apply(&mut self, now: Now, partition: PartitionId, event: Event) {
         let place = usize::from(partition) / self.ways.owners.len();
         let Some(hub) = self.hubs.get_mut(place) else { return };
@@ -287,10 +302,14 @@ impl Owner {
             let _ = self.ways.committer.send(request);
         }
         self.send_out();
-        let connections = self.hubs.iter().map(Hub::connections).sum();
-        let inboxes = self.hubs.iter().map(Hub::inboxes).sum();
+        let mut held = Held::default();
+        for hub in &self.hubs {
+            held.connections += hub.connections();
+            held.inboxes += hub.inboxes();
+            held.departed += hub.departed();
+        }
         let counts = std::mem::take(&mut self.effects.counts);
-        self.ways.metrics.note_owner(self.index, &counts, connections, inboxes);
+        self.ways.metrics.note_owner(self.index, &counts, held);
     }
 
     fn send_out(&mut self) {

@@ -50,7 +50,20 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?;
         Ok(Self { start, bytes })
     }
+
+    /// Gives the memory of the page at this offset back; it reads as zeros afterwards.
+    fn give_back(&self, offset: usize) {
+        assert!(offset.is_multiple_of(PAGE_BYTES) && offset < self.bytes);
+        // SAFETY: the page lies inside the mapping (above; a mapping is whole pages). The caller says that nobody
+        // refers to it. When it fails the memory is kept, which harms nobody.
+        unsafe {
+            libc::madvise(self.start.as_ptr().add(offset).cast(), PAGE_BYTES, libc::MADV_DONTNEED)
+        };
+    }
 }
+
+/// What memory is given back by. On a kernel with larger pages the calls fail, and memory is kept.
+const PAGE_BYTES: usize = 4096;
 
 /// How many buffers are offered to the kernel at once.
 ///
@@ -70,19 +83,24 @@ struct Offer {
     ample_ticks: u16,
 }
 
-/// What is offered at first, and at least: of a full ring, and of one that shares its core with many others.
+/// What a shard offers at first, and at least: one with a full ring, and one that shares its core with many others.
 const OFFER_MIN: u16 = 256;
 const OFFER_MIN_SMALL: u16 = 64;
 /// A ring of fewer buffers than this is such a one.
 const FULL_COUNT: u16 = 1024;
+
+/// How many of a shard's `count` buffers are offered at least.
+pub(super) fn offered_min(count: u16) -> u16 {
+    if count < FULL_COUNT { OFFER_MIN_SMALL } else { OFFER_MIN }
+}
+
 /// Ticks in a row that make the offer grow: half a second.
 const SHORT_TICKS: u16 = 5;
 /// Ticks in a row that make it shrink: ten seconds.
 const AMPLE_TICKS: u16 = 100;
 
 impl Offer {
-    fn new(count: u16) -> Self {
-        let least = if count < FULL_COUNT { OFFER_MIN_SMALL } else { OFFER_MIN }.min(count);
+    fn new(least: u16) -> Self {
         Self {
             buffers: least,
             least,
@@ -100,19 +118,24 @@ impl Offer {
         self.turn_lent = 0;
     }
 
-    fn end_tick(&mut self, count: u16) {
+    /// Says whether it has shrunk.
+    fn end_tick(&mut self, count: u16) -> bool {
         let short = self.empty > self.lent / 16;
         let ample = self.turn_lent_max < self.buffers / 4;
         self.short_ticks = if short { self.short_ticks + 1 } else { 0 };
         self.ample_ticks = if ample { self.ample_ticks + 1 } else { 0 };
-        if self.short_ticks >= SHORT_TICKS {
+        let grows = self.short_ticks >= SHORT_TICKS;
+        if grows {
             self.buffers = self.buffers.saturating_mul(2).min(count);
             self.short_ticks = 0;
-        } else if self.ample_ticks >= AMPLE_TICKS {
+        }
+        let shrinks = !grows && self.ample_ticks >= AMPLE_TICKS && self.buffers > self.least;
+        if shrinks {
             self.buffers = (self.buffers / 2).max(self.least);
             self.ample_ticks = 0;
         }
         (self.lent, self.empty, self.turn_lent_max) = (0, 0, 0);
+        shrinks
     }
 }
 
@@ -132,11 +155,17 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// Registers `count` buffers (a power of two, at most 32,768) of `bytes_each` with the ring.
+    /// Registers `count` buffers (a power of two, at most 32,768) of `bytes_each` with the ring, of which `offered_min` are
+    /// offered at least.
     ///
     /// # Errors
     /// What mmap(2) or the registration says.
-    pub(super) fn register(ring: &IoUring, count: u16, bytes_each: u32) -> io::Result<Self> {
+    pub(super) fn register(
+        ring: &IoUring,
+        count: u16,
+        offered_min: u16,
+        bytes_each: u32,
+    ) -> io::Result<Self> {
         assert!(count.is_power_of_two() && bytes_each > 0);
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let memory = Mapping::new(usize::from(count) * bytes_each as usize)?;
@@ -157,7 +186,7 @@ impl Buffers {
             tail: 0,
             spare: (0..count).rev().collect(),
             offered: 0,
-            offer: Offer::new(count),
+            offer: Offer::new(offered_min.min(count)),
         };
         buffers.publish();
         Ok(buffers)
@@ -176,9 +205,25 @@ impl Buffers {
         self.offer.empty += 1;
     }
 
-    /// A tick has passed: decides how many buffers are offered from now on.
+    /// A tick has passed: decides how many buffers are offered from now on. Those that are too many give their memory
+    /// back.
     pub(super) fn end_tick(&mut self) {
-        self.offer.end_tick(self.count);
+        if self.offer.end_tick(self.count) {
+            self.trim();
+        }
+    }
+
+    /// Gives pages back on which nothing but spare buffers lie.
+    fn trim(&mut self) {
+        let mut is_spare = vec![false; usize::from(self.count)];
+        self.spare.iter().for_each(|id| is_spare[usize::from(*id)] = true);
+        let each = self.bytes_each as usize;
+        for page in (0..self.memory.bytes).step_by(PAGE_BYTES) {
+            let buffers = page / each..(page + PAGE_BYTES).min(self.memory.bytes).div_ceil(each);
+            if is_spare[buffers].iter().all(|spare| *spare) {
+                self.memory.give_back(page);
+            }
+        }
     }
 
     /// The bytes in a lent buffer.
@@ -244,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_offer_grows_when_receives_keep_running_out_and_not_for_a_moment() {
-        let mut offer = Offer::new(4096);
+        let mut offer = Offer::new(OFFER_MIN);
         for tick in 0..SHORT_TICKS {
             assert_eq!(offer.buffers, OFFER_MIN, "tick {tick}");
             (offer.lent, offer.empty) = (1000, 100);
@@ -268,7 +313,7 @@ mod tests {
 
     #[test]
     fn the_offer_shrinks_when_a_quarter_would_do_for_long_but_not_below_its_minimum() {
-        let mut offer = Offer::new(4096);
+        let mut offer = Offer::new(OFFER_MIN);
         offer.buffers = 1024;
         for _ in 0..AMPLE_TICKS - 1 {
             offer.end_tick(4096);
@@ -281,8 +326,24 @@ mod tests {
     }
 
     #[test]
+    fn spare_buffers_give_their_memory_back_and_the_others_keep_it() {
+        let ring = IoUring::new(8).unwrap();
+        let mut buffers = Buffers::register(&ring, 512, offered_min(512), 2048).unwrap();
+        for id in 0..512 {
+            let lent = Lent { id, bytes: 2048 };
+            buffers.bytes_of(&lent).fill(1);
+        }
+        buffers.trim();
+        let values: Vec<u8> =
+            (0..512).map(|id| buffers.bytes_of(&Lent { id, bytes: 1 })[0]).collect();
+        // The lowest are offered, the rest is spare.
+        assert_eq!(values, [vec![1; OFFER_MIN_SMALL.into()], vec![0; 448]].concat());
+    }
+
+    #[test]
     fn a_ring_of_few_buffers_offers_them_all() {
-        assert_eq!(Offer::new(4).buffers, 4);
-        assert_eq!(Offer::new(256).buffers, OFFER_MIN_SMALL);
+        let ring = IoUring::new(8).unwrap();
+        let buffers = Buffers::register(&ring, 4, offered_min(4), 2048).unwrap();
+        assert_eq!((buffers.offered, buffers.spare.len()), (4, 0));
     }
 }

@@ -155,7 +155,7 @@ impl Dialer {
             .build(SUBMISSIONS)?;
         ring.submitter().register_files_sparse(slots)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let buffers = Buffers::register(&ring, BUFFERS, BUFFER_BYTES)?;
+        let buffers = Buffers::register(&ring, BUFFERS, BUFFERS, BUFFER_BYTES)?;
         let nobody: SockAddr = SocketAddr::from(([0, 0, 0, 0], 0)).into();
         Ok(Self {
             ring,

@@ -13,6 +13,7 @@
 
 mod buffers;
 mod dialer;
+mod heap;
 mod link;
 mod listener;
 mod ring;
@@ -40,6 +41,7 @@ use crate::timer::{Now, TICK, Tick};
 use crate::uplink::{LinkState, Uplink, UplinkOutput};
 
 pub use self::dialer::{DIALER_SLOTS_MAX, Dialed, Dialer};
+pub use self::heap::settle_heap;
 pub use self::link::LinkAddress;
 pub use self::listener::{listen, reserve};
 
@@ -108,6 +110,8 @@ pub struct Driver {
     listener: Option<TcpListener>,
     /// Accepts that are not in the ring.
     idle_accepts: Vec<u16>,
+    /// Clients accepted since this shard had its turn last.
+    accepted: u32,
     /// Sockets on their way to other shards: by direct descriptor, to whom, and where their client is.
     passing: HashMap<u32, (u16, Peer), RandomState>,
     /// Of sockets on their way to this one, see [`Shares::arrived`].
@@ -153,6 +157,7 @@ impl Driver {
             shares,
             listener: Some(listener),
             idle_accepts: (0..settings.ring.accepts).collect(),
+            accepted: 0,
             passing: HashMap::default(),
             arrivals: Vec::new(),
             ring,
@@ -203,10 +208,11 @@ impl Driver {
         }
         self.handle_timeouts(now);
         self.shares.set_held(self.settings.shard, self.shard.connections());
-        self.accept(now);
         self.shard.exchange(now, &self.mesh);
         self.run_link(now);
         self.run_outputs();
+        // Behind the closes, which make room for it.
+        self.accept(now);
         Ok(completions > 0
             || self.ring.has_submissions()
             || self.shard.has_more_to_tell()
@@ -240,6 +246,7 @@ impl Driver {
             }
             Completion::Accepted { accept, socket, peer } => {
                 self.idle_accepts.push(accept);
+                self.accepted += 1;
                 self.handle_accepted(now, socket, peer);
             }
             Completion::AcceptFailed { accept, errno } => {
@@ -262,7 +269,7 @@ impl Driver {
                 match result {
                     Ok(()) => {
                         self.shard.counters().passed.add(1);
-                        self.ring.forget(socket);
+                        self.ring.close(socket);
                     }
                     // That shard's table is full, or it is gone: the client stays here.
                     Err(_) => {
@@ -315,17 +322,38 @@ impl Driver {
         }
     }
 
-    /// Puts the accepts that are done back into the ring. Once a turn: a turn takes no more clients than there are
-    /// accepts, so that a storm of them does not keep those who are here waiting.
+    /// Puts the accepts that are done back into the ring, while it is this shard's turn. Once a turn of the loop, which
+    /// so takes no more clients than there are accepts: a storm of them does not keep those who are here waiting.
     fn accept(&mut self, now: Now) {
+        let shard = self.settings.shard;
+        if !self.shares.has_turn(shard) {
+            self.accepted = 0;
+            return;
+        }
+        if let Some(next) = self.shares.end_turn(shard, self.accepted, self.shard.connections()) {
+            self.accepted = 0;
+            self.mesh.waker(next).wake();
+            return;
+        }
         if self.accept_again.is_some_and(|at| at > now.tick) {
             return;
         }
         self.accept_again = None;
         let Some(listener) = &self.listener else { return };
-        while let Some(accept) = self.idle_accepts.pop() {
-            self.ring.accept(listener.as_fd(), accept);
+        for _ in 0..self.accepts_wanted() {
+            if let Some(accept) = self.idle_accepts.pop() {
+                self.ring.accept(listener.as_fd(), accept);
+            }
         }
+    }
+
+    /// Accepts that can be put into the ring. A client for whom there is no descriptor would be cut off, so it stays in
+    /// the listener's queue.
+    fn accepts_wanted(&self) -> usize {
+        let taken = self.shard.connections() + self.passing.len();
+        let free = (self.settings.sockets as usize).saturating_sub(taken);
+        let in_ring = usize::from(self.settings.ring.accepts) - self.idle_accepts.len();
+        self.idle_accepts.len().min(free.saturating_sub(in_ring))
     }
 
     fn run_outputs(&mut self) {
@@ -335,7 +363,8 @@ impl Driver {
                 Output::Receive { key, socket } => self.ring.receive(key, socket),
                 Output::StopReceive { key } => self.ring.stop_receive(key),
                 Output::ShutdownWrite { socket } => self.ring.shutdown_write(socket),
-                Output::Close { socket } => self.ring.close(socket),
+                Output::Close { socket, busy: true } => self.ring.shut_and_close(socket),
+                Output::Close { socket, busy: false } => self.ring.close(socket),
             }
         }
     }
@@ -457,7 +486,11 @@ impl Driver {
         waker.park();
         // What came before `park` rang no bell.
         let stopping = self.stop.load(Ordering::Relaxed) && self.leave_by.is_none();
-        let slept = if self.mesh.has_work(self.settings.shard) || stopping {
+        let accepts = self.accept_again.is_none()
+            && self.listener.is_some()
+            && self.shares.has_turn(self.settings.shard)
+            && self.accepts_wanted() > 0;
+        let slept = if self.mesh.has_work(self.settings.shard) || stopping || accepts {
             Ok(())
         } else {
             self.ring.sleep(waker.eventfd())

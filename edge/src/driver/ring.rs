@@ -11,7 +11,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::buffers::{Buffers, GROUP, Lent};
+use super::buffers::{Buffers, GROUP, Lent, offered_min};
 use super::sends::{InFlight, Sends};
 use crate::conn::{ConnKey, Peer};
 use crate::plan;
@@ -96,7 +96,10 @@ impl Ring {
             .setup_cqsize(size.completions)
             .build(size.submissions)?;
         ring.submitter().register_files_sparse(sockets)?;
-        let buffers = Buffers::register(&ring, size.receive_buffers, buffer_bytes)?;
+        let buffers = {
+            let count = size.receive_buffers;
+            Buffers::register(&ring, count, offered_min(count), buffer_bytes)?
+        };
         let accepts = (0..size.accepts).map(|_| AcceptedAddress::new()).collect::<Vec<_>>();
         Ok(Self {
             ring,
@@ -258,12 +261,6 @@ impl Ring {
         self.push(entry);
     }
 
-    /// Frees a direct descriptor and leaves the stream as it is: another shard has a copy.
-    pub(super) fn forget(&mut self, socket: u32) {
-        let entry = opcode::Close::new(Fixed(socket)).build().user_data(KIND_IGNORED);
-        self.push(entry);
-    }
-
     /// Receives for a connection until told otherwise.
     pub(super) fn receive(&mut self, key: ConnKey, socket: u32) {
         let entry = opcode::RecvMulti::new(Fixed(socket), GROUP)
@@ -299,9 +296,16 @@ impl Ring {
         self.push(entry);
     }
 
-    /// Closes a direct descriptor. A receive in the ring holds the socket, so the stream is shut first, in
-    /// that order; the link between the two goes on when the shutdown fails because the peer is gone.
+    /// Frees a direct descriptor, of which nothing is in the ring. The stream ends unless another shard has a copy.
     pub(super) fn close(&mut self, socket: u32) {
+        let entry = opcode::Close::new(Fixed(socket)).build().user_data(KIND_IGNORED);
+        self.push(entry);
+    }
+
+    /// Ends a stream of which something is in the ring, and frees its descriptor. What is in the ring holds the socket,
+    /// so the stream is shut first, in that order; the link between the two goes on when the shutdown fails because
+    /// the peer is gone. The kernel does a shutdown on a thread of its own, which costs more than all the rest.
+    pub(super) fn shut_and_close(&mut self, socket: u32) {
         let shutdown = opcode::Shutdown::new(Fixed(socket), libc::SHUT_RDWR)
             .build()
             .flags(squeue::Flags::IO_HARDLINK)

@@ -351,7 +351,7 @@ fn no_connect_within_ten_seconds_ends_with_1008() {
     // The client says nothing more: it is given up after the close timeout.
     rig.advance(Duration::from_secs(5));
     assert!(rig.is_closed(key));
-    assert!(rig.outputs.iter().any(|o| matches!(o, Output::Close { socket: 0 })));
+    assert!(rig.outputs.iter().any(|o| matches!(o, Output::Close { socket: 0, .. })));
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn perform(env: &mut Env, sockets: &mut [Option<Socket>], output: Output) {
                 env.net.close(socket.stream, Side::Acceptor);
             }
         }
-        Output::Close { socket } => {
+        Output::Close { socket, .. } => {
             if let Some(socket) = sockets[socket as usize].take() {
                 env.net.close(socket.stream, Side::Acceptor);
             }

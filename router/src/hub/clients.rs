@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use hawser_proto::client::{error, receipt};
 use hawser_proto::link::disconnect::Reason;
 use hawser_proto::link::router_message::Message as Outbound;
 use hawser_proto::link::{
-    Ack, Disconnect, Register, Registered, Signal, SignalOut, Sync, Unregister,
+    Ack, Disconnect, Failure, Register, Registered, Signal, SignalOut, Sync, Unregister,
 };
 
 use super::sends::{failure, unavailable};
@@ -15,6 +16,7 @@ use crate::delivery::Delivery;
 use crate::inbox::{Inbox, ReceiptIds};
 use crate::limits;
 use crate::registry::{ConnectionRef, EdgeId, Outcome, Registration, Session};
+use crate::store::StoreError;
 
 impl Hub {
     pub(super) fn handle_register(
@@ -32,34 +34,36 @@ impl Hub {
         {
             let text = "a user id has 1 to 64 bytes, a device id 1 to 40";
             Some(failure(error::Code::InvalidArgument, text, false))
-        } else if let Err(error) = self.load(now, &register.user) {
-            out.counts.store_errors += 1;
-            Some(unavailable(&error.0))
         } else {
             None
         };
-        if refused.is_some() {
-            let registered = Registered {
-                connection: register.connection,
-                cursor: 0,
-                resumed: false,
-                failure: refused,
-            };
-            // Told also where no answer was asked for: the edge believes that this client is delivered to.
-            out.outbound.push((edge, Outbound::Registered(registered)));
-            return;
-        }
+        let presence = match refused {
+            Some(failure) => Err(failure),
+            None => self.look_up(now, &register.user, &register.device).map_err(|error| {
+                out.counts.store_errors += 1;
+                unavailable(&error.0)
+            }),
+        };
+        let presence = match presence {
+            Ok(presence) => presence,
+            Err(failure) => {
+                // Told also where no answer was asked for: the edge believes that this client is delivered to.
+                out.outbound.push(registered(connection, 0, false, Some(failure)));
+                return;
+            }
+        };
         let registration = Registration {
             connection,
             session,
-            device: register.device.as_str().into(),
+            user: &register.user,
+            device: &register.device,
             connected_at_ms: register.connected_at_ms,
-            program: self.registry.program(
-                cut(&register.client_kind, limits::CLIENT_KIND_BYTES_MAX),
-                cut(&register.client_version, limits::CLIENT_KIND_BYTES_MAX),
-            ),
+            kind: cut(&register.client_kind, limits::CLIENT_KIND_BYTES_MAX),
+            version: cut(&register.client_version, limits::CLIENT_KIND_BYTES_MAX),
+            snapshot: register.snapshot,
+            unrecorded: presence == Presence::Blank,
         };
-        match self.registry.register(&register.user, registration, register.snapshot) {
+        match self.registry.register(&registration) {
             Outcome::Registered => {}
             Outcome::Replaced(before) => {
                 out.counts.replaced += 1;
@@ -71,7 +75,44 @@ impl Hub {
                 return;
             }
         }
+        if presence == Presence::Blank {
+            if register.answer {
+                let resumed = register.cursor.unwrap_or(0) == 0;
+                out.outbound.push(registered(connection, 0, resumed, None));
+            }
+            return;
+        }
         self.start_delivery(now, connection, &register, out);
+        if presence == Presence::FromStore {
+            self.let_go_at_rest(&register.user);
+        }
+    }
+
+    /// Finds out what there is of a user for a device that registers; brings the inbox into memory when
+    /// there is one, or when there has to be one because this is the user's second device.
+    fn look_up(&mut self, now: Now, user: &str, device: &str) -> Result<Presence, StoreError> {
+        if let Some(inbox) = self.users.get_mut(user) {
+            inbox.used_at_ms = now.mono_ms;
+            return Ok(Presence::InMemory);
+        }
+        match self.registry.unrecorded(user) {
+            Some(only) if only == device => Ok(Presence::Blank),
+            Some(_) => self.load(now, user).map(|()| Presence::InMemory),
+            None => match self.stored(user)? {
+                None => Ok(Presence::Blank),
+                Some(record) => {
+                    self.take_in(now, user, Some(record));
+                    Ok(Presence::FromStore)
+                }
+            },
+        }
+    }
+
+    /// Forgets an inbox that was read for a registration alone and had nothing to deliver.
+    fn let_go_at_rest(&mut self, user: &str) {
+        if self.users.get(user).is_some_and(Inbox::is_evictable) {
+            self.users.remove(user);
+        }
     }
 
     /// Decides where delivery to a registered connection starts, says so and starts it.
@@ -96,21 +137,15 @@ impl Hub {
         self.saving.note_moved(&user, inbox);
         self.log_devices(&user, out);
         if register.answer {
-            let registered = Registered {
-                connection: connection.connection,
-                cursor: start,
-                resumed,
-                failure: None,
-            };
-            out.outbound.push((connection.edge, Outbound::Registered(registered)));
+            out.outbound.push(registered(connection, start, resumed, None));
         }
         self.pump(now, &user, device, out);
     }
 
-    pub(super) fn handle_unregister(&mut self, edge: EdgeId, unregister: &Unregister) {
+    pub(super) fn handle_unregister(&mut self, now: Now, edge: EdgeId, unregister: &Unregister) {
         let connection = ConnectionRef { edge, connection: unregister.connection };
-        if self.registry.unregister(&unregister.user, connection).is_some() {
-            self.detach(&unregister.user, connection);
+        if self.registry.unregister(now.unix_ms, &unregister.user, connection) {
+            detach(&mut self.users, &unregister.user, connection);
         }
     }
 
@@ -154,14 +189,14 @@ impl Hub {
 
     pub(super) fn handle_signal(&mut self, signal: &Signal, out: &mut Effects) {
         let before = out.outbound.len();
-        for registration in self.registry.live(&signal.to) {
+        for known in self.registry.live(&signal.to) {
             let signal_out = SignalOut {
-                connection: registration.connection.connection,
+                connection: known.connection.connection,
                 from: signal.from.clone(),
                 kind: signal.kind.clone(),
                 payload: signal.payload.clone(),
             };
-            out.outbound.push((registration.connection.edge, Outbound::Signal(signal_out)));
+            out.outbound.push((known.connection.edge, Outbound::Signal(signal_out)));
         }
         if out.outbound.len() == before {
             out.counts.signals_dropped += 1;
@@ -171,16 +206,16 @@ impl Hub {
     }
 
     pub(super) fn handle_receipt(&mut self, receipt: &Receipt, out: &mut Effects) {
-        for registration in self.registry.live(&receipt.to) {
+        for known in self.registry.live(&receipt.to) {
             let message = hawser_proto::link::Receipt {
-                connection: registration.connection.connection,
+                connection: known.connection.connection,
                 kind: receipt.kind,
                 user: receipt.user.to_string(),
                 message_ids: receipt.message_ids.clone(),
                 time_ms: receipt.time_ms,
             };
             out.counts.receipts += 1;
-            out.outbound.push((registration.connection.edge, Outbound::Receipt(message)));
+            out.outbound.push((known.connection.edge, Outbound::Receipt(message)));
         }
     }
 
@@ -192,7 +227,10 @@ impl Hub {
         connection: ConnectionRef,
         out: &mut Effects,
     ) -> Option<(Arc<str>, usize)> {
-        self.registry.find(user, connection)?;
+        let is_blank = !self.users.contains_key(user) && self.registry.unrecorded(user).is_some();
+        if is_blank || !self.registry.is_known(user, connection) {
+            return None;
+        }
         if self.load(now, user).is_err() {
             // The client says it again with its next acknowledgement.
             out.counts.store_errors += 1;
@@ -216,20 +254,43 @@ impl Hub {
         }
     }
 
-    pub(super) fn detach_all(&mut self, gone: Vec<(Box<str>, ConnectionRef)>) {
-        for (user, connection) in gone {
-            self.detach(&user, connection);
-        }
+    /// Lets go of some registrations whose edge is gone, or did not tell them again.
+    pub(super) fn sweep_registry(&mut self, now: Now) {
+        let Self { registry, users, .. } = self;
+        registry.sweep(now.unix_ms, limits::SWEEP_SLOTS, |user, connection| {
+            detach(users, user, connection);
+        });
     }
+}
 
-    fn detach(&mut self, user: &str, connection: ConnectionRef) {
-        let Some(inbox) = self.users.get_mut(user) else { return };
-        for device in inbox.devices_mut() {
-            if device.delivery.as_ref().is_some_and(|known| known.connection() == connection) {
-                device.delivery = None;
-            }
+/// What there is of a user when a device registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// The inbox is in memory.
+    InMemory,
+    /// The inbox has just been read from the store.
+    FromStore,
+    /// Nothing: no message ever came, and at most this device is known, to the registry alone.
+    Blank,
+}
+
+fn detach(users: &mut AHashMap<Arc<str>, Inbox>, user: &str, connection: ConnectionRef) {
+    let Some(inbox) = users.get_mut(user) else { return };
+    for device in inbox.devices_mut() {
+        if device.delivery.as_ref().is_some_and(|known| known.connection() == connection) {
+            device.delivery = None;
         }
     }
+}
+
+fn registered(
+    connection: ConnectionRef,
+    cursor: u64,
+    resumed: bool,
+    failure: Option<Failure>,
+) -> (EdgeId, Outbound) {
+    let ConnectionRef { edge, connection } = connection;
+    (edge, Outbound::Registered(Registered { connection, cursor, resumed, failure }))
 }
 
 fn disconnect_replaced(connection: ConnectionRef) -> (EdgeId, Outbound) {

@@ -14,7 +14,11 @@ use crate::inbox::{Device, Inbox};
 use crate::limits;
 use crate::queue::Offset;
 use crate::record::{CursorRecord, Kind, MessageRecord, Record, SendKey};
+use crate::registry::UnrecordedDevice;
 use crate::store::{Accepted, Checkpoint, InboxChange, StoreError};
+
+/// A table of inboxes with room for no more than this is left alone.
+const TABLE_ENTRIES_MIN: usize = 256;
 
 /// What changed, and what is being written.
 #[derive(Debug, Default)]
@@ -43,6 +47,8 @@ pub(super) struct Saving {
 struct InProgress {
     applied: Offset,
     inboxes: Vec<(Arc<str>, Range<u64>)>,
+    /// Users whose only device it records.
+    recorded: Vec<Box<str>>,
     sends: AHashMap<SendKey, Accepted>,
     bytes: usize,
 }
@@ -102,8 +108,9 @@ impl Hub {
             self.saving.flushed_at_ms = now.mono_ms;
             self.flush_cursors(out);
         }
+        self.sweep_registry(now);
         if self.is_checkpoint_due(now) {
-            self.save(now, out);
+            self.save(now, Extent::Due, out);
         }
     }
 
@@ -119,19 +126,28 @@ impl Hub {
     }
 
     /// Begins a checkpoint, unless one is on its way or nothing changed.
-    pub(super) fn save(&mut self, now: Now, out: &mut Effects) {
-        self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS;
-        let unchanged = self.saving.changed.is_empty() && self.saving.sends.is_empty();
+    pub(super) fn save(&mut self, now: Now, extent: Extent, out: &mut Effects) {
+        let many_departed = self.registry.departed() > limits::DEPARTED_SOON;
+        let interval = if many_departed {
+            limits::DEPARTED_INTERVAL_MS
+        } else {
+            limits::CHECKPOINT_INTERVAL_MS
+        };
+        self.saving.due_at_ms = now.mono_ms + interval;
         if self.saving.in_progress.is_some() {
             return;
         }
-        if unchanged {
+        let unrecorded = self.unrecorded(now, extent);
+        let unchanged = self.saving.changed.is_empty() && self.saving.sends.is_empty();
+        if unchanged && unrecorded.is_empty() {
             self.sweep(now, out);
             self.shed(now);
             return;
         }
         let mut inboxes = Vec::with_capacity(self.saving.changed.len());
-        let mut changes = Vec::with_capacity(self.saving.changed.len());
+        let mut changes = Vec::with_capacity(self.saving.changed.len() + unrecorded.len());
+        changes.extend(unrecorded.iter().map(first_record));
+        let recorded = unrecorded.into_iter().map(|device| device.user).collect();
         for user in std::mem::take(&mut self.saving.changed) {
             let Some(inbox) = self.users.get_mut(&user) else { continue };
             inbox.dirty = false;
@@ -147,7 +163,25 @@ impl Hub {
             inboxes: changes,
             sends: sends.iter().map(|(key, accepted)| (*key, *accepted)).collect(),
         });
-        self.saving.in_progress = Some(InProgress { applied: self.applied, inboxes, sends, bytes });
+        let applied = self.applied;
+        self.saving.in_progress = Some(InProgress { applied, inboxes, recorded, sends, bytes });
+    }
+
+    /// Devices that only the registry knows and that a checkpoint takes along: slowly, so that it costs little
+    /// when a million come at once, and faster the more have left, because those take memory until then.
+    fn unrecorded(&mut self, now: Now, extent: Extent) -> Vec<UnrecordedDevice> {
+        match extent {
+            Extent::All => self.registry.next_unrecorded(i64::MAX, usize::MAX),
+            Extent::Due => {
+                let count = if self.registry.departed() > limits::DEPARTED_SOON {
+                    limits::DEPARTED_PER_CHECKPOINT.max(self.registry.departed() / 16)
+                } else {
+                    limits::RECORDED_PER_CHECKPOINT
+                };
+                let until_ms = now.unix_ms.saturating_sub(limits::UNRECORDED_MS);
+                self.registry.next_unrecorded(until_ms, count)
+            }
+        }
     }
 
     pub(super) fn handle_saved(
@@ -178,6 +212,9 @@ impl Hub {
             if let Some(inbox) = self.users.get_mut(&user) {
                 inbox.note_stored(held);
             }
+        }
+        for user in saved.recorded {
+            self.registry.note_recorded(&user);
         }
         out.trim_below = Some(saved.applied + 1);
         self.sweep(now, out);
@@ -235,6 +272,11 @@ impl Hub {
             bytes += inbox.recent_bytes();
             !(idle && inbox.is_evictable())
         });
+        let inboxes = self.users.len();
+        if self.users.capacity() > TABLE_ENTRIES_MIN.max(4 * inboxes) {
+            // The place of one inbox is as large as an idle connection may be.
+            self.users.shrink_to(2 * inboxes);
+        }
     }
 
     /// Hands out a record for every cursor that moved, up to a bound.
@@ -300,6 +342,23 @@ impl Hub {
         let _ = inbox.take_delivered(cursor);
         self.saving.note_changed(&user, inbox);
     }
+}
+
+/// How much a checkpoint takes along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// What is due.
+    Due,
+    /// Everything.
+    All,
+}
+
+/// The inbox of a user who has one device, and to whom nobody has sent anything.
+fn first_record(device: &UnrecordedDevice) -> InboxChange {
+    let mut inbox = Inbox::default();
+    inbox.device(&device.device, device.seen_at_ms);
+    let (inbox, added, removed) = inbox.change();
+    InboxChange { user: device.user.to_string(), inbox, added, removed }
 }
 
 /// Hands out a record with a device's cursor.

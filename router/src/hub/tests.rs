@@ -1,7 +1,7 @@
 //! A Hub on a queue and a store in memory, on a clock that the test turns.
 
 use hawser_proto::client::gap;
-use hawser_proto::link::{Ack, Register, Send};
+use hawser_proto::link::{Ack, Register, Send, Unregister};
 
 use super::*;
 use crate::limits;
@@ -86,6 +86,7 @@ impl World {
             user: user.to_owned(),
             device: format!("device-{connection}"),
             cursor,
+            connected_at_ms: self.now.unix_ms,
             answer: true,
             ..Register::default()
         }));
@@ -130,6 +131,12 @@ impl World {
         self.now.mono_ms += ms;
         self.now.unix_ms += ms as i64;
         self.apply(Event::Tick);
+    }
+
+    /// Until a checkpoint begins that takes along what only the registry knew so far.
+    fn pass_until_recorded(&mut self) {
+        self.pass(limits::UNRECORDED_MS as u64);
+        self.pass(limits::CHECKPOINT_INTERVAL_MS);
     }
 
     /// Begins a checkpoint and writes it.
@@ -230,7 +237,7 @@ fn a_refused_send_that_is_in_the_log_counts_once_when_it_is_sent_again() {
     for sent_before_catching_up in [false, true] {
         let mut world = World::new();
         world.register(2, "bob", None);
-        world.commit(9);
+        world.save();
         world.take();
         world.send("bob", 1);
         world.refuse(true);
@@ -258,7 +265,7 @@ fn a_refused_send_that_is_in_the_log_counts_once_when_it_is_sent_again() {
 fn a_repetition_in_the_log_is_found_when_a_checkpoint_stands_between_the_two() {
     let mut world = World::new();
     world.register(2, "bob", None);
-    world.commit(9);
+    world.save();
     world.send("bob", 1);
     world.refuse(true);
     world.send("bob", 1);
@@ -267,7 +274,7 @@ fn a_repetition_in_the_log_is_found_when_a_checkpoint_stands_between_the_two() {
     world.take();
     world.commit(9);
     assert!(world.delivered().is_empty());
-    assert_eq!(world.log.end(0), 4);
+    assert_eq!(world.log.end(0), 3);
     world.crash();
     world.register(2, "bob", Some(0));
     assert_eq!(world.delivered(), [(2, 1)]);
@@ -329,6 +336,9 @@ fn cursors_get_into_the_log_after_a_second_and_only_those_that_moved() {
 fn a_refused_cursor_is_tried_again() {
     let mut world = World::new();
     world.register(2, "bob", None);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(2, "bob", 1);
     world.pass(limits::CURSOR_FLUSH_MS);
     assert_eq!(world.unwritten.len(), 1);
     world.refuse(false);
@@ -354,6 +364,169 @@ fn a_device_that_was_welcomed_keeps_its_messages_when_another_comes_first_after_
         world.take();
         world.register(2, "bob", Some(0));
         assert_eq!(world.delivered(), [(2, 1)], "refused: {device_is_refused}");
+    }
+}
+
+#[test]
+fn a_first_device_that_was_welcomed_costs_no_write_before_a_message_comes() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    let heard = world.take();
+    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((registered.cursor, registered.resumed), (0, true));
+    for _ in 0..3 {
+        world.pass(limits::CHECKPOINT_INTERVAL_MS);
+    }
+    assert_eq!((world.unwritten.len(), world.checkpoints.len(), world.hub.inboxes()), (0, 0, 0));
+    world.send("bob", 1);
+    assert_eq!(world.unwritten.len(), 2, "the device stands in front of the message");
+    world.commit(9);
+    world.crash();
+    world.register(3, "bob", Some(0));
+    world.ack(3, "bob", 1);
+    world.take();
+    world.register(2, "bob", Some(0));
+    assert_eq!(world.delivered(), [(2, 1)]);
+}
+
+#[test]
+fn a_first_device_that_leaves_keeps_what_comes_for_it() {
+    for (is_saved, crashes) in [(false, false), (true, false), (true, true)] {
+        let mut world = World::new();
+        world.register(2, "bob", None);
+        world.link(Inbound::Unregister(Unregister { connection: 2, user: "bob".to_owned() }));
+        assert_eq!(world.hub.connections(), 0);
+        if is_saved {
+            world.pass_until_recorded();
+            world.write_checkpoints();
+            assert_eq!(world.hub.registry.departed(), 0);
+        }
+        if crashes {
+            world.crash();
+        }
+        world.register(3, "bob", None);
+        world.send("bob", 1);
+        world.commit(9);
+        world.ack(3, "bob", 1);
+        world.take();
+        world.register(2, "bob", Some(0));
+        assert_eq!(world.delivered(), [(2, 1)], "saved: {is_saved}, crashes: {crashes}");
+    }
+}
+
+#[test]
+fn a_first_device_that_stays_is_recorded_in_time() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.pass_until_recorded();
+    // While it is written, and when that fails, nothing is forgotten.
+    assert_eq!(world.checkpoints.len(), 1);
+    world.store.set_refuses(true);
+    world.write_checkpoints();
+    world.store.set_refuses(false);
+    assert!(world.hub.registry.unrecorded("bob").is_some());
+    world.pass(limits::CHECKPOINT_RETRY_MS);
+    world.write_checkpoints();
+    assert_eq!(world.hub.registry.unrecorded("bob"), None);
+    assert_eq!(world.hub.inboxes(), 0);
+    world.crash();
+    world.register(3, "bob", None);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(3, "bob", 1);
+    world.take();
+    world.register(2, "bob", Some(0));
+    assert_eq!(world.delivered(), [(2, 1)]);
+}
+
+#[test]
+fn a_message_and_a_second_device_while_the_first_is_being_recorded_lose_nothing() {
+    for second_first in [false, true] {
+        let mut world = World::new();
+        world.register(2, "bob", None);
+        world.pass_until_recorded();
+        assert_eq!(world.checkpoints.len(), 1);
+        if second_first {
+            world.register(3, "bob", None);
+        }
+        world.send("bob", 1);
+        world.commit(9);
+        world.write_checkpoints();
+        world.register(3, "bob", Some(0));
+        world.ack(3, "bob", 1);
+        world.save();
+        world.crash();
+        world.register(2, "bob", Some(0));
+        assert_eq!(world.delivered(), [(2, 1)], "second first: {second_first}");
+    }
+}
+
+#[test]
+fn a_client_that_is_ahead_of_an_inbox_that_never_was_is_told() {
+    let mut world = World::new();
+    world.register(2, "bob", Some(7));
+    let heard = world.take();
+    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((registered.cursor, registered.resumed), (0, false));
+}
+
+#[test]
+fn a_known_device_without_messages_leaves_nothing_in_memory() {
+    let mut world = World::new();
+    world.register(2, "bob", None);
+    world.send("bob", 1);
+    world.commit(9);
+    world.ack(2, "bob", 1);
+    world.save();
+    world.crash();
+    world.register(2, "bob", Some(1));
+    let heard = world.take();
+    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((registered.cursor, registered.resumed, world.hub.inboxes()), (1, true, 0));
+    world.send("bob", 2);
+    world.commit(9);
+    assert_eq!(world.delivered(), [(2, 2)]);
+}
+
+#[test]
+fn what_an_edge_had_goes_in_steps_and_deliveries_go_on_between() {
+    const CONNECTIONS: u64 = 20_000;
+    let mut world = World::new();
+    world.apply(Event::EdgeUp(EdgeId(1), SESSION));
+    for number in 0..CONNECTIONS {
+        let user = format!("user {number}");
+        let device = "phone".to_owned();
+        let register = Register { connection: number, user, device, ..Register::default() };
+        let message = Inbound::Register(register);
+        world.apply(Event::Link { edge: EdgeId(1), session: SESSION, message });
+    }
+    world.register(1, "bob", None);
+    world.apply(Event::EdgeGone(EdgeId(1), SESSION));
+    let mut steps = 1;
+    while world.hub.has_work() && steps < CONNECTIONS {
+        let before = world.hub.connections();
+        world.take();
+        world.send("bob", steps);
+        world.send(&format!("user {steps}"), steps);
+        world.commit(9);
+        assert_eq!(world.delivered(), [(1, steps)]);
+        world.ack(1, "bob", steps);
+        world.apply(Event::GoOn);
+        assert!(before - world.hub.connections() <= limits::SWEEP_SLOTS);
+        steps += 1;
+    }
+    assert_eq!(steps - 1, (CONNECTIONS + 1).div_ceil(limits::SWEEP_SLOTS as u64));
+    assert_eq!(world.hub.connections(), 1);
+    // The devices had not been recorded; that follows, in bounded checkpoints, and then nothing is left.
+    let mut checkpoints = 0;
+    world.pass_until_recorded();
+    while world.hub.registry.departed() > 0 {
+        let written: usize = world.checkpoints.iter().map(|c| c.inboxes.len()).sum();
+        assert!(written <= 2_000, "{written}");
+        world.write_checkpoints();
+        world.pass(limits::CHECKPOINT_INTERVAL_MS);
+        checkpoints += 1;
+        assert!(checkpoints < 100, "{} left", world.hub.registry.departed());
     }
 }
 

@@ -11,10 +11,16 @@
 //! ```
 //!
 //! One connection a device: a newer one takes the place of the older, whose edge is told to close it.
+//!
+//! What ends an edge counts at once, for all its registrations; their memory comes back in steps.
+//!
+//! The registry also stands in for the store, for devices of users who never got a message: those are
+//! **unrecorded**. They cost neither log nor store while they come and go, and are written when somebody needs
+//! to know them (`hub::saving`). Until then one that has left is remembered here, **departed**.
 
 pub mod local;
-
-use std::sync::Arc;
+mod programs;
+mod slots;
 
 /// One start of one edge: an edge that was started anew is another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,19 +48,51 @@ pub struct ClientProgram {
     pub version: String,
 }
 
-/// One connection of a user.
-#[derive(Debug, Clone)]
-pub struct Registration {
+/// A connection, as an edge tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration<'a> {
     /// Where it is.
     pub connection: ConnectionRef,
-    /// The session in which it was told last.
+    /// The session in which it is told.
     pub session: Session,
+    /// Whose, at most [`USER_BYTES_MAX`](crate::limits::USER_BYTES_MAX) long.
+    pub user: &'a str,
     /// Which device.
-    pub device: Box<str>,
+    pub device: &'a str,
+    /// By the edge's clock, in milliseconds since the epoch.
+    pub connected_at_ms: i64,
+    /// Program of the client.
+    pub kind: &'a str,
+    /// Its version.
+    pub version: &'a str,
+    /// It may have been told before, and is not necessarily news.
+    pub snapshot: bool,
+    /// Only the registry knows the device so far.
+    pub unrecorded: bool,
+}
+
+/// One connection of a user, as the registry knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known<'a> {
+    /// Where it is.
+    pub connection: ConnectionRef,
+    /// Which device.
+    pub device: &'a str,
     /// By the edge's clock, in milliseconds since the epoch.
     pub connected_at_ms: i64,
     /// What runs there.
-    pub program: Arc<ClientProgram>,
+    pub program: &'a ClientProgram,
+}
+
+/// A device that only the registry knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnrecordedDevice {
+    /// Whose.
+    pub user: Box<str>,
+    /// Its id.
+    pub device: Box<str>,
+    /// When it connected or left, in milliseconds since the epoch.
+    pub seen_at_ms: i64,
 }
 
 /// What became of a registration.

@@ -30,6 +30,9 @@ const FORMAT: u64 = 1;
 const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Memory for blocks read from disk, in bytes.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// Inboxes that changed are held in memory up to this many bytes, then written as a table. Small, because a
+/// million devices that are recorded for the first time would fill any.
+const INBOXES_TABLE_BYTES: u64 = 8 * 1024 * 1024;
 const SENDS_PREFIX: &str = "sends-";
 
 /// Why a store was not opened.
@@ -263,8 +266,10 @@ impl Open {
             .worker_threads(1)
             .open()?;
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
-        let (meta, inboxes, messages) =
-            (keyspace("meta")?, keyspace("inboxes")?, keyspace("messages")?);
+        let (meta, messages) = (keyspace("meta")?, keyspace("messages")?);
+        let inboxes = database.keyspace("inboxes", || {
+            KeyspaceCreateOptions::default().max_memtable_size(INBOXES_TABLE_BYTES)
+        })?;
         let mut sends = BTreeMap::new();
         for name in database.list_keyspace_names() {
             if let Some(day) = name.strip_prefix(SENDS_PREFIX).and_then(|day| day.parse().ok()) {

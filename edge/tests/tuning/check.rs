@@ -1,22 +1,21 @@
 //! `tuning/check` against this machine, and against copies of /proc and /sys made up for the test.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use hawser_edge::config::Config;
+use hawser_edge::plan::Plan;
+use hawser_edge::probe::Kernel;
 use tempfile::TempDir;
 
+use crate::{stdout, tuning};
+
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning/check")
+    tuning("check")
 }
 
 fn check(flags: &[&str]) -> Output {
     Command::new(script()).args(flags).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// A machine that is tuned for 20,000 connections on 4 shards; tests spoil one setting of it.
@@ -41,6 +40,7 @@ impl Machine {
             ("proc/self/cgroup", "0::/hawser.slice/edge"),
             ("sys/fs/cgroup/hawser.slice/memory.max", "1073741824"),
             ("sys/fs/cgroup/hawser.slice/edge/memory.max", "max"),
+            ("sys/devices/system/cpu/online", "0-1"),
             ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never"),
         ] {
             machine.set(path, text);
@@ -65,6 +65,36 @@ impl Machine {
             .output()
             .unwrap()
     }
+
+    /// The same with as many shards as the edge chooses.
+    fn checked_by_itself(&self, limits: &str) -> Output {
+        Command::new("bash")
+            .args(["-c", &format!("{limits}; exec \"$@\""), "bash"])
+            .arg(script())
+            .args(["--connections-max", "20_000", "--root"])
+            .arg(self.0.path())
+            .output()
+            .unwrap()
+    }
+
+    /// What is said for `connections` to a shell without CAP_IPC_LOCK.
+    fn unprivileged(&self, descriptors: u64, memlock_kib: u64, connections: usize) -> String {
+        let limits = format!("ulimit -n {descriptors}; ulimit -l {memlock_kib}; exec \"$@\"");
+        let mut command = Command::new("bash");
+        if rustix::process::geteuid().is_root() {
+            command = Command::new("setpriv");
+            command.args(["--bounding-set", "-ipc_lock", "bash"]);
+        }
+        let output = command
+            .args(["-c", &limits, "bash"])
+            .arg(script())
+            .args(["--connections-max", &connections.to_string(), "--root"])
+            .arg(self.0.path())
+            .output()
+            .unwrap();
+        assert!(output.stderr.is_empty(), "{output:?}");
+        stdout(&output)
+    }
 }
 
 const LIMITS: &str = "ulimit -n 5128; ulimit -l 4096";
@@ -74,7 +104,7 @@ fn a_tuned_machine_fits_and_each_setting_is_told() {
     let output = Machine::tuned().checked(LIMITS, &["--with-clients"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.ends_with("16 settings fit, 0 differ, 0 could not be read\n"), "{text}");
+    assert!(text.ends_with("16 settings fit, 0 hints, 0 differ, 0 could not be read\n"), "{text}");
 }
 
 #[test]
@@ -105,16 +135,6 @@ fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
             "net.ipv4.tcp_mem (2nd, 3rd) is 2 3 pages, needed are 20000 40000",
         ),
         (
-            "proc/sys/net/ipv4/tcp_rmem",
-            "4096 131072 6291456",
-            "net.ipv4.tcp_rmem (3rd) is 6291456 bytes, should be at most 409600",
-        ),
-        (
-            "proc/sys/net/ipv4/tcp_wmem",
-            "4096 16384 4194304",
-            "net.ipv4.tcp_wmem (3rd) is 4194304 bytes, should be at most 409600",
-        ),
-        (
             "proc/sys/net/netfilter/nf_conntrack_max",
             "10000",
             "net.netfilter.nf_conntrack_max is 10000, needed are 25000",
@@ -142,7 +162,56 @@ fn each_setting_that_differs_is_told_by_name_with_what_is_needed_and_why() {
 }
 
 #[test]
-fn too_few_descriptors_come_with_the_shards_that_would_do() {
+fn what_the_edge_copes_with_or_its_operator_decides_is_a_hint_and_no_difference() {
+    for (path, text, told) in [
+        (
+            "proc/sys/net/ipv4/tcp_rmem",
+            "4096 131072 6291456",
+            "net.ipv4.tcp_rmem (3rd) is 6291456 bytes, safer is at most 409600",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_wmem",
+            "4096 16384 4194304",
+            "net.ipv4.tcp_wmem (3rd) is 4194304 bytes, safer is at most 409600",
+        ),
+    ] {
+        let machine = Machine::tuned();
+        machine.set(path, text);
+        assert_hint(&machine.checked(LIMITS, &[]), told);
+    }
+    let machine = Machine::tuned();
+    machine.set("proc/sys/net/netfilter/nf_conntrack_max", "10000");
+    machine.set("proc/sys/net/netfilter/nf_conntrack_count", "0");
+    let told = "net.netfilter.nf_conntrack_max is 10000, 25000 would be needed; no rule has anything tracked now";
+    assert_hint(&machine.checked(LIMITS, &[]), told);
+}
+
+#[track_caller]
+fn assert_hint(output: &Output, told: &str) {
+    let text = stdout(output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains(&format!("  hint     {told}:\n           ")), "{text}");
+    assert!(text.contains(" 1 hints, 0 differ, 0 could not"), "{text}");
+}
+
+#[test]
+fn a_low_limit_of_descriptors_is_a_hint_with_the_shards_that_the_edge_makes_of_it() {
+    let machine = Machine::tuned();
+    // Two shards would do on two cores; without --shards the limit decides.
+    let output = machine.checked_by_itself("ulimit -n 1128; ulimit -l 4096");
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.starts_with("20000 connections on 20 shards and 2 cores:\n"), "{text}");
+    let told = "descriptors a process (ulimit -n) are 1128, with 10128 a shard a core would do";
+    assert_hint(&output, told);
+    // 20 shards need 368 ordinary descriptors, and each limit below that more shards.
+    let text = stdout(&machine.checked_by_itself("ulimit -n 200; ulimit -l 65536"));
+    let told = "  DIFFERS  descriptors a process (ulimit -n) are 200, needed are ";
+    assert!(text.contains(told), "{text}");
+}
+
+#[test]
+fn too_few_descriptors_for_the_shards_that_were_asked_for_come_with_those_that_would_do() {
     let output = Machine::tuned().checked("ulimit -n 1128; ulimit -l 4096", &[]);
     let told = "descriptors a process (ulimit -n) are 1128, needed are 5128, or --shards 20:";
     assert_eq!(output.status.code(), Some(1));
@@ -155,8 +224,11 @@ fn clients_on_the_machine_need_ports_and_memory_of_their_own() {
     machine.set("proc/sys/net/ipv4/ip_local_port_range", "32768\t33767");
     assert_eq!(machine.checked(LIMITS, &[]).status.code(), Some(0));
     let output = machine.checked(LIMITS, &["--with-clients"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("1000 ports, needed are 20000"), "{}", stdout(&output));
+    assert_hint(&output, "net.ipv4.ip_local_port_range is 32768 33767, which has 1000 ports");
+    assert!(stdout(&output).contains("20000 need 20 addresses"), "{}", stdout(&output));
+    machine.set("proc/meminfo", "MemTotal: 204800 kB");
+    assert_eq!(machine.checked(LIMITS, &[]).status.code(), Some(0));
+    assert_eq!(machine.checked(LIMITS, &["--with-clients"]).status.code(), Some(1));
 }
 
 #[test]
@@ -167,6 +239,40 @@ fn what_cannot_be_read_is_said_and_is_not_a_difference() {
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("unknown  net.core.somaxconn cannot be read here"), "{text}");
+}
+
+/// The arithmetic of the script against the edge's own, over limits low and high.
+#[test]
+fn what_the_check_says_about_shards_and_locked_memory_is_what_the_edge_does() {
+    let machine = Machine::tuned();
+    for (descriptors, connections) in
+        [(20_000, 1_000_000), (20_000, 20_000), (1128, 20_000), (5000, 1_000_000)]
+    {
+        let kernel = Kernel {
+            descriptors_max: descriptors,
+            locked_bytes_max: None,
+            cores: 2,
+            ..Kernel::read()
+        };
+        let config = Config { connections_max: connections, dev_auth: true, ..Config::default() };
+        let plan = Plan::new(&config, &kernel).unwrap();
+        let text = machine.unprivileged(descriptors, 16, connections);
+        let told = format!("{connections} connections on {} shards and 2 cores:\n", plan.shards);
+        assert!(text.starts_with(&told), "{text}");
+
+        // Told is the least that would do, and what would be better.
+        let needed = plan.ring.locked_bytes() * plan.shards as u64 / 1024;
+        assert!(text.contains(&format!(", better are {}", needed.max(512))), "{needed}: {text}");
+        let (_, least) =
+            text.split_once("locked memory (ulimit -l) is 16 KiB, needed are ").unwrap();
+        let (least, _) = least.split_once(',').unwrap();
+        let least: u64 = least.parse().unwrap();
+        let with = |kib| {
+            Plan::new(&config, &Kernel { locked_bytes_max: Some(kib * 1024), ..kernel.clone() })
+        };
+        assert!(with(least).is_ok(), "{least} KiB: {text}");
+        assert!(least == 512 || with(least - 1).is_err(), "{least} KiB: {text}");
+    }
 }
 
 #[test]

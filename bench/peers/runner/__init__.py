@@ -1,0 +1,1 @@
+"""The parts of `bench/peers/run`. Nothing but Python's standard library."""

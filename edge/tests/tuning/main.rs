@@ -1,0 +1,23 @@
+//! `tuning/`: what it says about a machine, what it changes, and that what it recommends works.
+#![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod apply;
+mod balancers;
+mod check;
+mod hawser;
+mod notrack;
+mod queues;
+mod units;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+/// A file of the folder `tuning`.
+fn tuning(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning").join(file)
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
