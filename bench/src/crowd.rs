@@ -288,10 +288,11 @@ impl Crowd {
                 return;
             }
             if let Some(number) = self.ready.pop_front() {
-                match self.sessions[number as usize].phase {
-                    Phase::Waiting => self.connect(now_ms, number),
+                if self.sessions[number as usize].phase == Phase::Waiting {
+                    self.connect(now_ms, number);
+                } else {
                     // The kernel is not done with the connection before.
-                    _ => self.later.push(now_ms, number),
+                    self.later.push(now_ms, number);
                 }
             } else if self.fresh < self.wanted {
                 self.fresh += 1;
@@ -429,16 +430,13 @@ impl Crowd {
             PORT_TAKEN_PAUSE
         } else {
             let was_cut = self.cut.is_some() && !session.recovered;
-            match trouble {
-                // The answer to our own Close.
-                Trouble::Closed(..) | Trouble::Lost(_) if was == Phase::Leaving => {}
-                _ if was_cut && trouble.is_weather() => {
-                    self.failed_attempts += u64::from(was != Phase::Live);
-                }
-                _ => {
-                    self.errors += 1;
-                    self.first_error.get_or_insert_with(|| format!("session {number}: {trouble}"));
-                }
+            let is_answer_to_close =
+                was == Phase::Leaving && matches!(trouble, Trouble::Closed(..) | Trouble::Lost(_));
+            if was_cut && trouble.is_weather() {
+                self.failed_attempts += u64::from(was != Phase::Live);
+            } else if !is_answer_to_close {
+                self.errors += 1;
+                self.first_error.get_or_insert_with(|| format!("session {number}: {trouble}"));
             }
             pause(session.attempts, trouble, &mut self.random)
         };

@@ -123,11 +123,10 @@ pub(super) enum Trouble {
 impl Trouble {
     /// When the server wants to see this client again.
     pub(super) fn pause(&self) -> Option<Duration> {
-        match self {
-            Self::Upgrade(UpgradeError::Status { retry_after, .. }) => *retry_after,
-            Self::GoAway { after } => Some(*after),
-            _ => None,
+        if let Self::Upgrade(UpgradeError::Status { retry_after, .. }) = self {
+            return *retry_after;
         }
+        if let Self::GoAway { after } = self { Some(*after) } else { None }
     }
 
     /// What happens when a server dies, starts or is full: nobody's fault while it was cut off.
@@ -243,13 +242,15 @@ impl Talk {
             if let Some(mut head) = self.take_head(who, session) {
                 head.extend_from_slice(input);
                 let Some(taken) = read(&head)? else {
-                    return Ok(self.keep(who, session, Partial::Head(head)));
+                    self.keep(who, session, Partial::Head(head));
+                    return Ok(());
                 };
                 early = head.split_off(taken);
                 input = &mut early;
             } else {
                 let Some(taken) = read(input)? else {
-                    return Ok(self.keep(who, session, Partial::Head(input.to_vec())));
+                    self.keep(who, session, Partial::Head(input.to_vec()));
+                    return Ok(());
                 };
                 input = &mut input[taken..];
             }
