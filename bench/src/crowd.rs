@@ -217,13 +217,13 @@ impl Crowd {
     /// # Errors
     /// When a ring fails.
     pub(crate) fn cut_clients(&mut self) -> io::Result<()> {
-        let batch = EVENTS_A_RING / 4;
         for number in 0..self.sessions.len() as u32 {
             if self.sessions[number as usize].phase == Phase::Live {
                 self.fail(number, &Trouble::Lost(0));
             }
-            if number as usize % batch == batch - 1 {
-                self.run_ring(self.places.slot(number).0)?;
+            // Before completions pile up in the rings that have been asked.
+            if number as usize % (EVENTS_A_RING / 2) == 0 {
+                self.run_rings()?;
             }
         }
         Ok(())
@@ -249,12 +249,7 @@ impl Crowd {
         self.end_late(now_ms);
         self.connect_ready(now_ms);
         self.ping_due(now_ms);
-        let mut events = 0;
-        for ring in 0..self.dialers.len() {
-            if self.dialers[ring].has_work() {
-                events += self.run_ring(ring)?;
-            }
-        }
+        let events = self.run_rings()?;
         if events < EVENTS_WORTH_A_TURN {
             self.sleep(events > 0, until)?;
         }
@@ -361,6 +356,16 @@ impl Crowd {
         self.talk.write_ping(who, &mut self.out);
         let (ring, slot) = self.places.slot(number);
         self.dialers[ring].send(slot, &self.out);
+    }
+
+    fn run_rings(&mut self) -> io::Result<usize> {
+        let mut events = 0;
+        for ring in 0..self.dialers.len() {
+            if self.dialers[ring].has_work() {
+                events += self.run_ring(ring)?;
+            }
+        }
+        Ok(events)
     }
 
     /// Enters one ring and handles what it has, up to a bound. Returns how much that was.
@@ -486,4 +491,116 @@ fn no_ring(sessions: u32, rings: u32, ring: u32, error: &io::Error) -> Failure {
         ));
     }
     Failure::Broken(format!("io_uring {ring} of {rings}: {error}; see tuning/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread::{self, JoinHandle};
+
+    use super::*;
+    use crate::client::upgrade;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: \
+        Upgrade\r\nSec-WebSocket-Accept: ACCEPT\r\n\r\n";
+
+    /// Answers connections in turn with these texts, `ACCEPT` filled in, each byte by itself so that the client has
+    /// to put it together; then hears the client out.
+    fn server(answers: &'static [&'static str]) -> (Target, JoinHandle<Vec<Vec<u8>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Target::local(listener.local_addr().unwrap(), "/");
+        let thread = thread::spawn(move || {
+            let serve = |answer: &&str| {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let key = read_key(&mut stream);
+                let answer = answer.replace("ACCEPT", &upgrade::accept(key.as_bytes()));
+                for byte in answer.as_bytes() {
+                    stream.write_all(&[*byte]).unwrap();
+                }
+                let mut heard = Vec::new();
+                let _ = stream.read_to_end(&mut heard);
+                heard
+            };
+            answers.iter().map(serve).collect()
+        });
+        (target, thread)
+    }
+
+    fn read_key(stream: &mut TcpStream) -> String {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        let request = String::from_utf8(request).unwrap();
+        let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap();
+        key.split('\r').next().unwrap().to_owned()
+    }
+
+    fn crowd(target: Target, ping_interval: Option<Duration>) -> Crowd {
+        let plan = CrowdPlan {
+            target,
+            speech: Speech::Ws,
+            sessions: 1,
+            connecting_max: 4,
+            ping_interval,
+            seed: clock::random_seed(),
+        };
+        let mut crowd = Crowd::new(&plan).unwrap();
+        crowd.want(1);
+        crowd
+    }
+
+    fn turn_until(crowd: &mut Crowd, done: impl Fn(&Crowd) -> bool) {
+        let deadline = clock::now() + PATIENCE;
+        while !done(crowd) {
+            assert!(clock::now() < deadline, "{:?}", crowd.first_error);
+            crowd.turn(deadline).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_upgrade_that_comes_byte_by_byte_is_taken_and_a_stranger_accept_is_not() {
+        const WRONG: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: \
+            Upgrade\r\nSec-WebSocket-Accept: AAAA\r\n\r\n";
+        let (target, server) = server(&[WRONG, SWITCHING]);
+        let mut crowd = crowd(target, None);
+        turn_until(&mut crowd, |crowd| crowd.live == 1);
+        assert_eq!((crowd.errors, crowd.welcomes), (1, 1));
+        let error = crowd.first_error.as_deref().unwrap();
+        assert!(error.ends_with("wrong Sec-WebSocket-Accept"), "{error}");
+        drop(crowd);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_session_stays_away_as_long_as_the_server_asks() {
+        let (target, server) =
+            server(&["HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\n\r\n", SWITCHING]);
+        let mut crowd = crowd(target, None);
+        turn_until(&mut crowd, |crowd| crowd.errors == 1);
+        let refused = clock::now();
+        turn_until(&mut crowd, |crowd| crowd.live == 1);
+        assert!(clock::now() - refused >= Duration::from_millis(1_990));
+        drop(crowd);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_ping_without_an_answer_ends_the_connection_and_the_session_comes_back() {
+        let (target, server) = server(&[SWITCHING, SWITCHING]);
+        let mut crowd = crowd(target, Some(Duration::from_millis(200)));
+        turn_until(&mut crowd, |crowd| crowd.welcomes == 2);
+        let error = crowd.first_error.clone().unwrap();
+        assert!(error.contains("a ping was not answered"), "{error}");
+        drop(crowd);
+        let heard = server.join().unwrap();
+        // A masked Ping of eight bytes (RFC 6455 section 5.2).
+        assert_eq!(heard[0][..2], [0x89, 0x88]);
+    }
 }
