@@ -225,7 +225,7 @@ impl Crowd {
                 self.fail(number, &Trouble::Lost(0));
             }
             // Before completions pile up in the rings that have been asked.
-            if number as usize % (EVENTS_A_RING / 2) == 0 {
+            if (number as usize).is_multiple_of(EVENTS_A_RING / 2) {
                 self.run_rings()?;
             }
         }
