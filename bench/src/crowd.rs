@@ -81,6 +81,8 @@ pub(crate) struct Crowd {
     deadlines: VecDeque<Deadline>,
     /// Pings that should have been sent up to now, had all sessions been live.
     swept: u64,
+    /// Pings whose answer should have come.
+    swept_answers: u64,
     out: Vec<u8>,
     connecting: usize,
     pub(crate) live: usize,
@@ -140,6 +142,7 @@ impl Crowd {
             absent: Vec::new(),
             deadlines: VecDeque::new(),
             swept: 0,
+            swept_answers: 0,
             out: Vec::new(),
             connecting: 0,
             live: 0,
@@ -222,7 +225,7 @@ impl Crowd {
                 self.fail(number, &Trouble::Lost(0));
             }
             // Before completions pile up in the rings that have been asked.
-            if number as usize % (EVENTS_A_RING / 2) == 0 {
+            if (number as usize).is_multiple_of(EVENTS_A_RING / 2) {
                 self.run_rings()?;
             }
         }
@@ -330,10 +333,23 @@ impl Crowd {
         }
     }
 
-    /// Goes round all sessions once an interval and pings those that are live.
+    /// Goes round all sessions once an interval and pings those that are live; a second hand that follows after the
+    /// time of an answer ends those whose ping has none.
     fn ping_due(&mut self, now_ms: u32) {
         let Some(interval) = self.ping_interval else { return };
         let (sessions, interval_ms) = (self.sessions.len() as u64, interval.as_millis() as u64);
+        // First, or a ping of the next round would be taken for one without an answer.
+        let answer_ms = (ANSWER_TIMEOUT.as_millis() as u64).min(interval_ms);
+        let due = sessions * u64::from(now_ms).saturating_sub(answer_ms) / interval_ms;
+        self.swept_answers = self.swept_answers.max(due.saturating_sub(sessions));
+        for number in self.swept_answers..due {
+            let number = (number % sessions) as u32;
+            let session = self.sessions[number as usize];
+            if session.phase == Phase::Live && session.pinged {
+                self.fail(number, &Trouble::PongMissing);
+            }
+        }
+        self.swept_answers = due;
         let due = sessions * u64::from(now_ms) / interval_ms;
         // Nobody twice at once, after a turn that took longer than an interval.
         self.swept = self.swept.max(due.saturating_sub(sessions));
@@ -349,9 +365,8 @@ impl Crowd {
         if session.phase != Phase::Live {
             return;
         }
-        if std::mem::replace(&mut session.pinged, true) {
-            return self.fail(number, &Trouble::PongMissing);
-        }
+        // An answer is waited for no longer than an interval, so the one before is here.
+        session.pinged = true;
         self.out.clear();
         self.talk.write_ping(who, &mut self.out);
         let (ring, slot) = self.places.slot(number);

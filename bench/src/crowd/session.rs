@@ -133,10 +133,12 @@ impl Trouble {
     pub(super) fn is_weather(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Lost(_) | Self::GoAway { .. } | Self::Late(_) => true,
+            // The reset of a dead server's socket is sent once, and may be lost.
+            Self::PongMissing => true,
             Self::Upgrade(UpgradeError::Status { code, .. }) => *code == 503,
             Self::Closed(code, _) => matches!(code, 1001 | 1012 | 1013),
             Self::Error { retryable, .. } => *retryable,
-            Self::Upgrade(_) | Self::Protocol(_) | Self::Nonsense(_) | Self::PongMissing => false,
+            Self::Upgrade(_) | Self::Protocol(_) | Self::Nonsense(_) => false,
         }
     }
 }
@@ -155,7 +157,7 @@ impl fmt::Display for Trouble {
             Self::GoAway { after } => write!(f, "sent away for {after:?}"),
             Self::Nonsense(what) => f.write_str(what),
             Self::Late(longest) => write!(f, "not let in within {longest:?}"),
-            Self::PongMissing => f.write_str("a ping was not answered within a whole interval"),
+            Self::PongMissing => f.write_str("a ping was not answered in time"),
         }
     }
 }

@@ -23,6 +23,12 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const QUIET_INTERVAL: Duration = Duration::from_millis(500);
 const QUIET_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// With fewer connections the kernel's memory says little anyway.
+const KERNEL_WORTH_WAITING: u32 = 20_000;
+/// The kernel is quiet when it gives less than that back in [`QUIET_INTERVAL`].
+const KERNEL_QUIET_BYTES: u64 = 1 << 20;
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How the sessions of a crowd are.
 #[derive(Clone, Debug, Args, Serialize)]
 pub(super) struct CrowdFlags {
@@ -65,6 +71,9 @@ impl Crowded {
             ECHO_PATH
         };
         let served = servers.serve_any(connections as usize, own, seed, stop)?;
+        if connections >= KERNEL_WORTH_WAITING {
+            wait_for_kernel(stop)?;
+        }
         let began = Usage::read(&served, flags.session)?;
         let crowd = Crowd::new(&CrowdPlan {
             target: served.target.clone(),
@@ -189,6 +198,21 @@ impl Crowded {
         report.first_error = self.crowd.first_error.take();
         report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
     }
+}
+
+/// Waits until the kernel has taken down what a run before has left to it: it would be counted against this one.
+fn wait_for_kernel(stop: &Stop) -> Result<(), Failure> {
+    let deadline = clock::now() + KERNEL_TIMEOUT;
+    let mut before = host::kernel_bytes()?;
+    while clock::now() < deadline && !stop.is_asked() {
+        stop.pause(QUIET_INTERVAL);
+        let now = host::kernel_bytes()?;
+        if now + KERNEL_QUIET_BYTES >= before {
+            return Ok(());
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// Turns until the first `sessions` are in, or stop is asked; those who fail come again.
