@@ -11,6 +11,7 @@ mod clock;
 mod crowd;
 mod failure;
 mod host;
+mod plot;
 mod processes;
 mod report;
 mod scenario;
@@ -50,6 +51,8 @@ enum Command {
     Slow(slow::SlowArgs),
     /// Does memory grow when clients come and go?
     Soak(soak::SoakArgs),
+    /// Draw the reports of earlier runs
+    Plot(plot::PlotArgs),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<bool, Failure> {
     let stop = Stop::on_signals()?;
     let (outcome, output) = match command {
+        Command::Plot(args) => return plot::run(args).map(|()| true),
         Command::Send(args) => return send::run(args, &stop).map(|()| true),
         Command::Listen(args) => return listen::run(args, &stop).map(|()| true),
         Command::Echo(args) => (echo::run(args, &stop)?, args.output),
