@@ -42,7 +42,7 @@ const CONNECTS_A_TURN: usize = 512;
 const EVENTS_A_RING: usize = 1024;
 /// With fewer events in a turn the next one waits a little: what comes meanwhile is handled at once.
 const EVENTS_WORTH_A_TURN: usize = 64;
-const REST: Duration = Duration::from_micros(500);
+const REST: Duration = Duration::from_micros(100);
 /// Longest sleep of a turn, for what comes by the clock.
 const SLEEP_MAX: Duration = Duration::from_millis(10);
 

@@ -253,6 +253,8 @@ impl Inbox {
         }
         self.dirty = true;
         self.moved = true;
+        // Most users have one device; a Vec would begin with room for four.
+        self.devices.reserve_exact(1);
         self.devices.push(Device {
             id: id.into(),
             cursor: self.floor - 1,

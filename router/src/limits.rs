@@ -83,7 +83,8 @@ pub const SWEEP_SLOTS: usize = 256;
 pub const UNRECORDED_MS: i64 = 60_000;
 /// Such devices that one checkpoint takes along.
 pub const RECORDED_PER_CHECKPOINT: usize = 256;
-/// From this many devices of a partition that have left and are not recorded, checkpoints come sooner.
+/// From this many devices of a partition that have left and are not recorded, checkpoints come sooner while
+/// some are due.
 pub const DEPARTED_SOON: usize = 1_024;
 /// The interval of checkpoints then.
 pub const DEPARTED_INTERVAL_MS: u64 = 1_000;

@@ -184,7 +184,7 @@ impl Owner {
         if tokio::time::timeout(STOP_TIMEOUT, settled).await.is_err() {
             tracing::warn!(
                 owner = self.index,
-                "stopped before everything was saved; the log has it"
+                "stopped before everything was saved; the log has the messages"
             );
         }
     }

@@ -38,7 +38,8 @@ impl World {
             inbox_age_max_ms: i64::MAX,
             memory_bytes_max: 64 * 1024 * 1024,
         };
-        let hub = Hub::new(0, config, Arc::clone(&store) as Arc<dyn Store>).unwrap();
+        let hub = Hub::new(0, config, Arc::clone(&store) as Arc<dyn Store>);
+        let hub = hub.expect("a store in memory can be read");
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000_000 };
         let offset = hub.applied();
         let mut world = Self { hub, store, now, offset, heard: 0, effects: Effects::default() };

@@ -127,17 +127,16 @@ impl Hub {
 
     /// Begins a checkpoint, unless one is on its way or nothing changed.
     pub(super) fn save(&mut self, now: Now, extent: Extent, out: &mut Effects) {
-        let many_departed = self.registry.departed() > limits::DEPARTED_SOON;
-        let interval = if many_departed {
-            limits::DEPARTED_INTERVAL_MS
-        } else {
-            limits::CHECKPOINT_INTERVAL_MS
-        };
-        self.saving.due_at_ms = now.mono_ms + interval;
+        self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS;
         if self.saving.in_progress.is_some() {
             return;
         }
         let unrecorded = self.unrecorded(now, extent);
+        let many_departed = self.registry.departed() > limits::DEPARTED_SOON;
+        if many_departed && unrecorded.len() >= limits::DEPARTED_PER_CHECKPOINT {
+            // There are more of them that are due.
+            self.saving.due_at_ms = now.mono_ms + limits::DEPARTED_INTERVAL_MS;
+        }
         let unchanged = self.saving.changed.is_empty() && self.saving.sends.is_empty();
         if unchanged && unrecorded.is_empty() {
             self.sweep(now, out);

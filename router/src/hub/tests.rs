@@ -764,6 +764,15 @@ fn a_record_that_cannot_be_read_is_counted_and_passed_over() {
     assert_eq!(world.hub.applied(), 1);
 }
 
+fn is_of_connection(message: &Outbound, number: u64) -> bool {
+    match message {
+        Outbound::Deliver(deliver) => deliver.connection == number,
+        Outbound::Registered(registered) => registered.connection == number,
+        Outbound::Gap(gap) => gap.connection == number,
+        _ => false,
+    }
+}
+
 /// Random sends, acknowledgements, failures, checkpoints and crashes; a client that keeps its own cursor
 /// must see every acknowledged message once, in order, or a gap in its place.
 fn survive(seed: u64, steps: usize) {
@@ -800,12 +809,32 @@ fn survive(seed: u64, steps: usize) {
                 world.write_checkpoints();
                 world.store.set_refuses(false);
             }
-            96..98 => {
+            96 => {
                 world.crash();
                 world.register(2, "bob", Some(cursor));
             }
+            97 => {
+                // Away, and back before anything else or after the other device has taken some.
+                let user = "bob".to_owned();
+                world.link(Inbound::Unregister(Unregister { connection: 2, user }));
+                if random.bool() {
+                    world.register(3, "bob", None);
+                    world.catch_up();
+                    world.commit(random.usize(0..4));
+                    world.ack(3, "bob", u64::MAX);
+                    world.heard.retain(|message| !is_of_connection(message, 3));
+                    let user = "bob".to_owned();
+                    world.link(Inbound::Unregister(Unregister { connection: 3, user }));
+                }
+                world.register(2, "bob", Some(cursor));
+            }
+            98 => {
+                world.register(3, "bob", None);
+                world.ack(3, "bob", u64::MAX);
+            }
             _ => world.register(2, "bob", Some(cursor)),
         }
+        world.heard.retain(|message| !is_of_connection(message, 3));
         for message in world.take() {
             match message {
                 Outbound::Deliver(deliver) if deliver.sequence <= cursor => {}

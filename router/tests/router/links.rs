@@ -153,3 +153,45 @@ fn a_tcp_link_works_like_a_unix_one() {
     let mut edge = router.tcp_edge("edge-1", 1);
     assert_eq!(edge.send(message(1, "alice", "bob", "m1", "hello")).failure, None);
 }
+
+#[test]
+fn an_edge_that_starts_anew_has_its_thousands_of_connections_forgotten_and_nobody_else_is() {
+    const CONNECTIONS: u64 = 10_000;
+    let folder = TempDir::new().unwrap();
+    let router = Router::start(folder.path(), &["--partitions", "4"]);
+    let mut other = router.edge("other", 1);
+    other.register(register(1, "bob", "phone", None));
+    let all = || {
+        (0..CONNECTIONS).map(|number| register(number, &format!("user {number}"), "phone", None))
+    };
+    let mut first = router.edge("edge-1", 1);
+    first.say_all(all().map(Inbound::Register));
+    let mut last = 0;
+    for _ in 0..CONNECTIONS {
+        last = last.max(first.hear_registered().connection);
+    }
+    assert_eq!((last, router.metric("router_connections")), (CONNECTIONS - 1, CONNECTIONS + 1));
+
+    let mut second = router.edge("edge-1", 2);
+    assert!(second.register(register(7, "user 7", "phone", None)).resumed);
+    for number in 1..=20 {
+        let sent = message(number, "alice", "bob", &number.to_string(), "hello");
+        other.say(Inbound::Send(sent));
+        let mut heard = [other.hear(), other.hear()];
+        heard.sort_by_key(|message| matches!(message, Outbound::Deliver(_)));
+        let [Outbound::SendAck(_), Outbound::Deliver(deliver)] = heard else { panic!("{heard:?}") };
+        other.ack(1, "bob", deliver.sequence);
+    }
+    router.wait_until("the old connections are gone", |router| {
+        router.metric("router_connections") == 2
+    });
+    second.send(message(1, "alice", "user 7", "m1", "still here"));
+    assert_eq!(second.hear_deliver().connection, 7);
+
+    // Everybody comes, and leaves in one moment.
+    second.say_all(all().map(Inbound::Register));
+    let leave = |number| Unregister { connection: number, user: format!("user {number}") };
+    second.say_all((0..CONNECTIONS).map(|number| Inbound::Unregister(leave(number))));
+    router.wait_until("they have left", |router| router.metric("router_connections") == 1);
+    assert!(router.metric("router_devices_departed") >= CONNECTIONS - 1);
+}
