@@ -25,8 +25,9 @@ const QUIET_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// With fewer connections the kernel's memory says little anyway.
 const KERNEL_WORTH_WAITING: u32 = 20_000;
-/// The kernel is quiet when it gives less than that back in [`QUIET_INTERVAL`].
+/// The kernel is quiet when it gives back less than that in [`QUIET_INTERVAL`], so often in a row: it may pause.
 const KERNEL_QUIET_BYTES: u64 = 1 << 20;
+const KERNEL_QUIET_INTERVALS: u32 = 4;
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How the sessions of a crowd are.
@@ -203,13 +204,11 @@ impl Crowded {
 /// Waits until the kernel has taken down what a run before has left to it: it would be counted against this one.
 fn wait_for_kernel(stop: &Stop) -> Result<(), Failure> {
     let deadline = clock::now() + KERNEL_TIMEOUT;
-    let mut before = host::kernel_bytes()?;
-    while clock::now() < deadline && !stop.is_asked() {
+    let (mut before, mut quiet) = (host::kernel_bytes()?, 0);
+    while quiet < KERNEL_QUIET_INTERVALS && clock::now() < deadline && !stop.is_asked() {
         stop.pause(QUIET_INTERVAL);
         let now = host::kernel_bytes()?;
-        if now + KERNEL_QUIET_BYTES >= before {
-            return Ok(());
-        }
+        quiet = if now + KERNEL_QUIET_BYTES < before { 0 } else { quiet + 1 };
         before = now;
     }
     Ok(())
