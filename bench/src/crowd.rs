@@ -189,11 +189,11 @@ impl Crowd {
         true
     }
 
-    /// Connects one of those who left, as another user. Returns whether there was one.
-    pub(crate) fn join(&mut self) -> bool {
+    /// Connects one of those who left, as who it was or as another user. Returns whether there was one.
+    pub(crate) fn join(&mut self, as_newcomer: bool) -> bool {
         let Some(number) = self.absent.pop() else { return false };
         let session = &mut self.sessions[number as usize];
-        session.life = session.life.wrapping_add(1);
+        session.life = session.life.wrapping_add(u8::from(as_newcomer));
         session.wanted = true;
         session.phase = Phase::Waiting;
         self.ready.push_back(number);

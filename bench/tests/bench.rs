@@ -166,17 +166,19 @@ fn clients_that_stop_reading_lose_nothing_and_hurt_nobody() {
 /// The gate: what a plain idle connection may cost the edge. Debug binaries have the same structures.
 #[test]
 fn an_idle_connection_stays_within_its_budget() {
-    const EDGE_BYTES_MAX: f64 = 300.0;
+    const EDGE_BYTES_MAX: f64 = 256.0;
     let edge_bytes = |connections: &str| {
         let report =
             report(&["idle", "--connections", connections, "--hold", "0", "--shards", "1"]);
         assert_eq!(report["errors"], 0, "{report}");
         report["memory"]["edge_user_bytes"].as_f64().unwrap()
     };
-    let (few, many) = (edge_bytes("2000"), edge_bytes("10000"));
-    // The difference: what an edge takes without connections falls out.
-    let each = (many - few) / 8_000.0;
-    assert!(each <= EDGE_BYTES_MAX, "{each:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
+    // The difference: what an edge takes without connections falls out. How many buffers happened to be in use at once
+    // does not, and only adds: the least of three is looked at.
+    let tries = (0..3).map(|_| (edge_bytes("10000") - edge_bytes("2000")) / 8_000.0);
+    let each = tries.inspect(|each| println!("{each:.0} B a connection"));
+    let least = each.fold(f64::INFINITY, f64::min);
+    assert!(least <= EDGE_BYTES_MAX, "{least:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Does memory grow when clients come and go? So many stay connected while some leave and others come, each a new
-//! user; memory is compared at the start and at the end, with the same number connected.
+//! Does memory grow when clients come and go? So many stay connected while some leave and others come: those who left
+//! before, or newcomers. Memory is compared at the start and at the end, with the same number connected.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ pub(crate) struct SoakArgs {
     /// How many leave a second, and how many come
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     churn: u32,
+    /// Who comes was never there before: a router remembers those who left, for a while
+    #[arg(long)]
+    newcomers: bool,
     /// How long this goes on
     #[arg(long, default_value = "60s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
@@ -60,7 +63,7 @@ pub(crate) fn run(args: &SoakArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let until = clock::now() + SETTLE_TIMEOUT;
     while crowded.crowd.live < args.connections as usize && clock::now() < until && !stop.is_asked()
     {
-        churn.joined += u64::from(crowded.crowd.join());
+        churn.joined += u64::from(crowded.crowd.join(args.newcomers));
         crowded.crowd.turn(clock::now() + TURN)?;
     }
     crowded.settle(stop, &mut progress)?;
@@ -96,7 +99,7 @@ fn go_and_come(
                 break;
             }
         }
-        while churn.joined < churn.left && crowded.crowd.join() {
+        while churn.joined < churn.left && crowded.crowd.join(args.newcomers) {
             churn.joined += 1;
         }
         crowded.crowd.turn(now + TURN)?;

@@ -13,8 +13,8 @@ const BACKLOG: i32 = 65_535;
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long an address that is in use is tried again: the kernel takes a killed process's rings down, and the
-/// listeners in them, some time after the process is gone.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+/// listeners in them, some time after the process is gone. With 200,000 connections that is 2 s and more.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 const ADDRESS_RETRY: Duration = Duration::from_millis(20);
 
 /// Finds the port free, and which it is when `address` leaves the choice to the kernel.
