@@ -180,7 +180,7 @@ impl Driver {
     /// What the kernel says when the ring cannot be entered.
     pub async fn run(mut self) -> io::Result<()> {
         loop {
-            let busy = self.turn()?;
+            let busy = self.turn();
             if self
                 .leave_by
                 .is_some_and(|by| self.shard.connections() == 0 || by <= self.clock.now().tick)
@@ -189,6 +189,7 @@ impl Driver {
                 return Ok(());
             }
             if busy {
+                self.ring.enter()?;
                 glommio::yield_if_needed().await;
             } else {
                 self.sleep()?;
@@ -196,9 +197,9 @@ impl Driver {
         }
     }
 
-    /// One round; says whether there may be more to do at once.
-    fn turn(&mut self) -> io::Result<bool> {
-        self.ring.enter()?;
+    /// One round over what has completed; says whether there is more to do at once. What it submits goes to the kernel
+    /// with the one call that ends the round, which also waits when there is nothing else to do.
+    fn turn(&mut self) -> bool {
         let completions = self.ring.gather();
         let now = self.clock.now();
         for at in 0..completions {
@@ -213,10 +214,9 @@ impl Driver {
         self.run_outputs();
         // Behind the closes, which make room for it.
         self.accept(now);
-        Ok(completions > 0
-            || self.ring.has_submissions()
+        self.ring.has_completions()
             || self.shard.has_more_to_tell()
-            || self.mesh.has_work(self.settings.shard))
+            || self.mesh.has_work(self.settings.shard)
     }
 
     fn handle_completion(&mut self, now: Now, completion: Completion) {
@@ -460,7 +460,7 @@ impl Driver {
         self.shard.counters().link_bad_messages.set(counted.bad_messages);
     }
 
-    /// Sleeps until the ring, another core or a deadline has something to do.
+    /// Submits what was gathered, and sleeps until the ring, another core or a deadline has something to do.
     fn sleep(&mut self) -> io::Result<()> {
         let deadline = [
             self.shard.poll_timeout(),
@@ -474,7 +474,7 @@ impl Driver {
         if let Some(deadline) = deadline {
             let after = self.clock.until(deadline);
             if after.is_zero() {
-                return Ok(());
+                return self.ring.enter();
             }
             if self.timeout.is_none_or(|set| deadline < set) {
                 self.timeout = Some(deadline);
@@ -491,7 +491,7 @@ impl Driver {
             && self.shares.has_turn(self.settings.shard)
             && self.accepts_wanted() > 0;
         let slept = if self.mesh.has_work(self.settings.shard) || stopping || accepts {
-            Ok(())
+            self.ring.enter()
         } else {
             self.ring.sleep(waker.eventfd())
         };

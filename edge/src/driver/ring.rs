@@ -22,6 +22,9 @@ const COMPLETIONS_A_TURN: usize = 1024;
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
 const ENTER_GETEVENTS: u32 = 1;
 
+/// Of what nobody waits for: no completion when it succeeds (io_uring_enter(2)).
+const QUIET: squeue::Flags = squeue::Flags::SKIP_SUCCESS;
+
 const KIND_SHIFT: u32 = 60;
 const KIND_IGNORED: u64 = 0;
 const KIND_ACCEPT: u64 = 1;
@@ -229,9 +232,9 @@ impl Ring {
         })
     }
 
-    /// Whether something waits to be submitted.
-    pub(super) fn has_submissions(&mut self) -> bool {
-        !self.ring.submission().is_empty()
+    /// Whether something has completed that was not gathered yet.
+    pub(super) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
     }
 
     /// Accepts one client, as accept number `accept`; its socket goes into a free direct descriptor.
@@ -273,7 +276,7 @@ impl Ring {
     pub(super) fn stop_receive(&mut self, key: ConnKey) {
         let of = CancelBuilder::user_data(KIND_RECEIVE << KIND_SHIFT | key.to_bits());
         // By user data alone: one receive a connection carries it.
-        let entry = opcode::AsyncCancel2::new(of).build().user_data(KIND_IGNORED);
+        let entry = opcode::AsyncCancel2::new(of).build().flags(QUIET).user_data(KIND_IGNORED);
         self.push(entry);
     }
 
@@ -291,15 +294,14 @@ impl Ring {
 
     /// Shuts our side of a stream.
     pub(super) fn shutdown_write(&mut self, socket: u32) {
-        let entry =
-            opcode::Shutdown::new(Fixed(socket), libc::SHUT_WR).build().user_data(KIND_IGNORED);
-        self.push(entry);
+        let entry = opcode::Shutdown::new(Fixed(socket), libc::SHUT_WR).build();
+        self.push(entry.flags(QUIET).user_data(KIND_IGNORED));
     }
 
     /// Frees a direct descriptor, of which nothing is in the ring. The stream ends unless another shard has a copy.
     pub(super) fn close(&mut self, socket: u32) {
-        let entry = opcode::Close::new(Fixed(socket)).build().user_data(KIND_IGNORED);
-        self.push(entry);
+        let entry = opcode::Close::new(Fixed(socket)).build();
+        self.push(entry.flags(QUIET).user_data(KIND_IGNORED));
     }
 
     /// Ends a stream of which something is in the ring, and frees its descriptor. What is in the ring holds the socket,
@@ -308,9 +310,10 @@ impl Ring {
     pub(super) fn shut_and_close(&mut self, socket: u32) {
         let shutdown = opcode::Shutdown::new(Fixed(socket), libc::SHUT_RDWR)
             .build()
-            .flags(squeue::Flags::IO_HARDLINK)
+            .flags(squeue::Flags::IO_HARDLINK | QUIET)
             .user_data(KIND_IGNORED);
-        let close = opcode::Close::new(Fixed(socket)).build().user_data(KIND_IGNORED);
+        let close = opcode::Close::new(Fixed(socket)).build();
+        let close = close.flags(QUIET).user_data(KIND_IGNORED);
         self.push_both(shutdown, close);
     }
 
