@@ -104,6 +104,8 @@ pub enum Output {
         socket: u32,
         /// What.
         bytes: Vec<u8>,
+        /// [`Event::Sent`] may come with whatever happens next: nothing here waits for it.
+        quiet: bool,
     },
     /// Shut our side of the stream.
     ShutdownWrite {
@@ -272,7 +274,10 @@ impl Shard {
             conn.sending = Sending::InFlight;
             let (socket, bytes) = (conn.socket, conn.outbox.take(&mut self.pool));
             self.counters.sent_bytes.add(bytes.len() as u64);
-            return Some(Output::Send { key, socket, bytes });
+            // The end of a connection goes on, and a reader comes back, when this is out.
+            let quiet =
+                !matches!(conn.phase, Phase::Closing(_)) && conn.receiving == Receiving::Armed;
+            return Some(Output::Send { key, socket, bytes, quiet });
         }
     }
 

@@ -215,10 +215,14 @@ fn shards_that_share_a_core_take_turns_and_stay_even() {
 
 #[test]
 fn shards_that_the_kernel_fills_unevenly_pass_sockets_on_and_those_work() {
-    let edge = Running::start(Config::default(), |plan| (plan.shards, plan.cores) = (8, 8));
-    let held = spread(&edge, 4000);
-    assert!(edge.metric("edge_passed_total") > 0, "the kernel alone was this even: {held:?}");
-    assert!(range(&held) <= 64, "{held:?}");
+    // By chance the kernel is even enough that nobody passes anything: one time in some twenty.
+    let passed = (0..4).find_map(|_| {
+        let edge = Running::start(Config::default(), |plan| (plan.shards, plan.cores) = (8, 8));
+        let held = spread(&edge, 4000);
+        assert!(range(&held) <= 64, "{held:?}");
+        Some(edge.metric("edge_passed_total")).filter(|passed| *passed > 0)
+    });
+    assert!(passed.is_some(), "the kernel alone was this even four times");
 }
 
 #[test]

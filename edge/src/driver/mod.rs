@@ -202,6 +202,9 @@ impl Driver {
     fn turn(&mut self) -> bool {
         let completions = self.ring.gather();
         let now = self.clock.now();
+        while let Some(sent) = self.ring.next_sent() {
+            self.handle_completion(now, sent);
+        }
         for at in 0..completions {
             if let Some(completion) = self.ring.completion(at) {
                 self.handle_completion(now, completion);
@@ -359,7 +362,9 @@ impl Driver {
     fn run_outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Send { key, socket, bytes } => self.ring.send(key, socket, bytes),
+                Output::Send { key, socket, bytes, quiet } => {
+                    self.ring.send(key, socket, bytes, quiet);
+                }
                 Output::Receive { key, socket } => self.ring.receive(key, socket),
                 Output::StopReceive { key } => self.ring.stop_receive(key),
                 Output::ShutdownWrite { socket } => self.ring.shutdown_write(socket),

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::buffers::{Buffers, GROUP, Lent, offered_min};
-use super::sends::{InFlight, Sends};
+use super::sends::{InFlight, Quiet, Sends};
 use crate::conn::{ConnKey, Peer};
 use crate::plan;
 use crate::timer::Tick;
@@ -78,6 +78,13 @@ pub(super) struct Ring {
     ring: IoUring,
     pub(super) buffers: Buffers,
     sends: Sends,
+    /// Quiet sends that wait to be submitted, and those that were.
+    pushed: Vec<Quiet>,
+    submitted: Vec<Quiet>,
+    /// Gathered sends that are over, for [`Self::next_sent`].
+    sent: Vec<Completion>,
+    /// All that had completed when the kernel was last entered has been gathered.
+    drained: bool,
     /// Where the kernel writes whom it has accepted. Leaked: it may do so until the ring is wholly gone.
     accepts: &'static mut [AcceptedAddress],
     completions: Vec<cqueue::Entry>,
@@ -108,6 +115,10 @@ impl Ring {
             ring,
             buffers,
             sends: Sends::default(),
+            pushed: Vec::new(),
+            submitted: Vec::new(),
+            sent: Vec::new(),
+            drained: false,
             accepts: accepts.leak(),
             completions: Vec::with_capacity(COMPLETIONS_A_TURN.min(size.completions as usize)),
             wakes: Box::leak(Box::default()),
@@ -150,6 +161,9 @@ impl Ring {
                 None,
             )
         };
+        if self.ring.submission().is_empty() {
+            self.submitted.append(&mut self.pushed);
+        }
         match entered {
             Ok(_) => Ok(()),
             // Completions have to be taken first, or a signal came: the next turn submits the rest.
@@ -165,7 +179,36 @@ impl Ring {
         self.completions.clear();
         let queue = self.ring.completion();
         self.completions.extend(queue.take(COMPLETIONS_A_TURN));
+        self.drained = self.ring.completion().is_empty() && !self.ring.submission().cq_overflow();
+        for at in 0..self.completions.len() {
+            let (data, result) = (self.completions[at].user_data(), self.completions[at].result());
+            if data >> KIND_SHIFT == KIND_SEND {
+                let sent = self.complete_send(data as u32, result);
+                self.sent.extend(sent);
+            }
+        }
         self.completions.len()
+    }
+
+    /// The next send that is over, of those gathered and those that went out without a word. To be asked before the
+    /// other completions are looked at: what ends a connection has to find its send over, if it is.
+    ///
+    /// A send is quiet (`IOSQE_CQE_SKIP_SUCCESS`) and does not wait (`MSG_DONTWAIT`): it is over when the call that
+    /// submits it returns, and only one that could not take all of its bytes has a completion. So those have gone out
+    /// that were submitted and of which nothing is heard when all completions have been taken.
+    pub(super) fn next_sent(&mut self) -> Option<Completion> {
+        if let Some(sent) = self.sent.pop() {
+            return Some(sent);
+        }
+        if !self.drained {
+            return None;
+        }
+        while let Some(quiet) = self.submitted.pop() {
+            if let Some(InFlight { key, buffer, .. }) = self.sends.settle(quiet) {
+                return Some(Completion::Sent { key, buffer, result: Ok(()) });
+            }
+        }
+        None
     }
 
     /// Completion `at` of those gathered; `None` for one that means nothing to anybody.
@@ -204,16 +247,8 @@ impl Ring {
                     None => Completion::ReceiveEnded { key, errno: -result.min(0) },
                 }
             }
-            KIND_SEND => {
-                let InFlight { key, buffer } = self.sends.take(low)?;
-                let result = match usize::try_from(result) {
-                    Ok(sent) if sent == buffer.len() => Ok(()),
-                    // MSG_WAITALL: less than all means that the stream broke in between.
-                    Ok(_) => Err(libc::EPIPE),
-                    Err(_) => Err(-result),
-                };
-                Completion::Sent { key, buffer, result }
-            }
+            // See `gather`.
+            KIND_SEND => return None,
             KIND_WAKE => {
                 self.wake_armed = false;
                 return None;
@@ -230,6 +265,30 @@ impl Ring {
             }
             _ => return None,
         })
+    }
+
+    fn complete_send(&mut self, index: u32, result: i32) -> Option<Completion> {
+        if (result >= 0 || result == -libc::EAGAIN)
+            && let Some(send) = self.sends.speak(index, result.max(0) as usize)
+        {
+            // The socket's buffer is full: the kernel waits for it, and says when the rest is out.
+            let rest = send.buffer.get(send.sent..).unwrap_or_default();
+            let (start, bytes, socket) = (rest.as_ptr(), rest.len() as u32, send.socket);
+            let entry = opcode::Send::new(Fixed(socket), start, bytes)
+                .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+                .build()
+                .user_data(KIND_SEND << KIND_SHIFT | u64::from(index));
+            self.push(entry);
+            return None;
+        }
+        let InFlight { key, buffer, sent, .. } = self.sends.take(index)?;
+        let result = match usize::try_from(result) {
+            Ok(bytes) if sent + bytes == buffer.len() => Ok(()),
+            // MSG_WAITALL: less than all means that the stream broke in between.
+            Ok(_) => Err(libc::EPIPE),
+            Err(_) => Err(-result),
+        };
+        Some(Completion::Sent { key, buffer, result })
     }
 
     /// Whether something has completed that was not gathered yet.
@@ -280,16 +339,20 @@ impl Ring {
         self.push(entry);
     }
 
-    /// Sends all of `buffer`.
-    pub(super) fn send(&mut self, key: ConnKey, socket: u32, buffer: Vec<u8>) {
+    /// Sends all of `buffer`. A quiet send wakes nobody when it is over, see [`Self::next_sent`].
+    pub(super) fn send(&mut self, key: ConnKey, socket: u32, buffer: Vec<u8>, quiet: bool) {
         let (start, bytes) = (buffer.as_ptr(), buffer.len() as u32);
-        // The buffer lies still in `sends` until its completion is taken.
-        let index = self.sends.insert(InFlight { key, buffer });
-        let entry = opcode::Send::new(Fixed(socket), start, bytes)
-            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-            .build()
-            .user_data(KIND_SEND << KIND_SHIFT | u64::from(index));
-        self.push(entry);
+        // The buffer lies still in `sends` until it is settled or its completion is taken.
+        let (index, name) = self.sends.insert(key, socket, buffer, quiet);
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let (flags, silence) = if quiet {
+            self.pushed.push(name);
+            (flags | libc::MSG_DONTWAIT, QUIET)
+        } else {
+            (flags, squeue::Flags::empty())
+        };
+        let entry = opcode::Send::new(Fixed(socket), start, bytes).flags(flags).build();
+        self.push(entry.flags(silence).user_data(KIND_SEND << KIND_SHIFT | u64::from(index)));
     }
 
     /// Shuts our side of a stream.

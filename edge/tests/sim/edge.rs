@@ -239,7 +239,7 @@ fn perform(env: &mut Env, sockets: &mut [Option<Socket>], output: Output) {
                 socket.stopping = Some(key);
             }
         }
-        Output::Send { key, socket, bytes } => {
+        Output::Send { key, socket, bytes, .. } => {
             if let Some(socket) = &mut sockets[socket as usize] {
                 assert!(socket.sending.is_none(), "one send at a time");
                 note_errors(env, &bytes);
