@@ -32,6 +32,7 @@ impl Machine {
             ("proc/sys/net/core/somaxconn", "4096"),
             ("proc/sys/net/core/netdev_max_backlog", "65535"),
             ("proc/sys/net/ipv4/tcp_max_syn_backlog", "4096"),
+            ("proc/sys/net/ipv4/tcp_ehash_entries", "262144"),
             ("proc/sys/net/ipv4/tcp_mem", "15000\t20000\t40000"),
             ("proc/sys/net/ipv4/tcp_rmem", "4096\t131072\t409600"),
             ("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t409600"),
@@ -104,7 +105,7 @@ fn a_tuned_machine_fits_and_each_setting_is_told() {
     let output = Machine::tuned().checked(LIMITS, &["--with-clients"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.ends_with("16 settings fit, 0 hints, 0 differ, 0 could not be read\n"), "{text}");
+    assert!(text.ends_with("17 settings fit, 0 hints, 0 differ, 0 could not be read\n"), "{text}");
 }
 
 #[test]
@@ -302,5 +303,18 @@ fn wrong_usage_ends_with_64_and_one_sentence_that_names_the_flag() {
         assert!(told.starts_with(&format!("tuning/check: {named}: ")), "{flags:?}: {told}");
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(output.stdout.is_empty(), "{flags:?}");
+    }
+}
+
+#[test]
+fn a_small_table_of_sockets_is_a_hint_also_when_it_is_another_namespaces() {
+    for chains in ["4096", "-4096"] {
+        let machine = Machine::tuned();
+        machine.set("proc/sys/net/ipv4/tcp_ehash_entries", chains);
+        let output = machine.checked(LIMITS, &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("tcp_ehash_entries is 4096, better are 10000"), "{text}");
+        assert!(text.contains("thash_entries=10000"), "{text}");
+        assert_eq!(output.status.code(), Some(0), "{text}");
     }
 }
