@@ -24,6 +24,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::{Domain, SockAddr, Type};
 
 use super::buffers::{Buffers, GROUP, Lent};
+use super::kernel::{self, SEND_ALL};
 
 /// Most slots of one dialer: what the user data has room for.
 pub const DIALER_SLOTS_MAX: u32 = 1 << 16;
@@ -38,9 +39,6 @@ const COMPLETIONS: u32 = 1024;
 const BUFFERS: u16 = 256;
 /// Size of one: an answer to an upgrade, or a dozen small frames.
 const BUFFER_BYTES: u32 = 512;
-/// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
-const ENTER_GETEVENTS: u32 = 1;
-
 const KIND_SHIFT: u32 = 60;
 const TEXT_SHIFT: u32 = 32;
 const GENERATION_SHIFT: u32 = 16;
@@ -197,8 +195,7 @@ impl Dialer {
         let place = DestinationSlot::try_from_slot_target(slot).ok();
         let socket = opcode::Socket::new(domain, Type::STREAM.into(), 0).file_index(place).build();
         let to = opcode::Connect::new(Fixed(slot), self.target.as_ptr().cast(), self.target.len());
-        let say = opcode::Send::new(Fixed(slot), start, first.len() as u32)
-            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL);
+        let say = opcode::Send::new(Fixed(slot), start, first.len() as u32).flags(SEND_ALL);
         let hear = opcode::RecvMulti::new(Fixed(slot), GROUP).build();
         let socket = socket.flags(quiet).user_data(connect);
         let to = to.build().flags(quiet).user_data(connect);
@@ -231,7 +228,7 @@ impl Dialer {
         }
         let (text, start) = self.texts.insert(bytes);
         let entry = opcode::Send::new(Fixed(slot), start, bytes.len() as u32)
-            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .flags(SEND_ALL)
             .build()
             .user_data(self.user_data(KIND_SEND, text, slot));
         self.push(&[entry]);
@@ -312,19 +309,7 @@ impl Dialer {
                 self.receive(slot);
             }
         }
-        let submissions = self.ring.submission().len() as u32;
-        // SAFETY: no argument is a pointer; every entry was pushed by `push`, which see.
-        let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(submissions, 0, ENTER_GETEVENTS, None)
-        };
-        match entered {
-            Ok(_) => Ok(()),
-            // Completions have to be taken first, or a signal came: the next call submits the rest.
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EBUSY | libc::EINTR | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
-        }
+        kernel::enter(&mut self.ring, 0)
     }
 
     /// What happened next; `None` when there is nothing until [`Self::enter`] is called again.
@@ -423,14 +408,10 @@ impl Dialer {
             | u64::from(slot)
     }
 
-    /// Entries that are linked must not be torn apart by a submission in between.
     fn push(&mut self, entries: &[squeue::Entry]) {
         // SAFETY: what an entry points to outlives its completion: what is sent lies in `texts`; `target`, `sources`
         // (see there) and `NOWHERE` are copied by the kernel when it takes the entry.
-        while unsafe { self.ring.submission().push_multiple(entries) }.is_err() {
-            // Refused only while completions overflow; the kernel keeps those, and submission goes on.
-            let _ = self.ring.submit();
-        }
+        unsafe { kernel::push(&mut self.ring, entries) };
     }
 }
 

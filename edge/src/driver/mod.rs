@@ -14,6 +14,7 @@
 mod buffers;
 mod dialer;
 mod heap;
+mod kernel;
 mod link;
 mod listener;
 mod ring;

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::buffers::{Buffers, GROUP, Lent, offered_min};
+use super::kernel::{self, SEND_ALL};
 use super::sends::{InFlight, Quiet, Sends};
 use crate::conn::{ConnKey, Peer};
 use crate::plan;
@@ -19,9 +20,6 @@ use crate::timer::Tick;
 
 /// Completions looked at in one turn.
 const COMPLETIONS_A_TURN: usize = 1024;
-/// `IORING_ENTER_GETEVENTS` of io_uring_enter(2).
-const ENTER_GETEVENTS: u32 = 1;
-
 /// Of what nobody waits for: no completion when it succeeds (io_uring_enter(2)).
 const QUIET: squeue::Flags = squeue::Flags::SKIP_SUCCESS;
 
@@ -151,27 +149,11 @@ impl Ring {
 
     fn enter_for(&mut self, completions: u32) -> io::Result<()> {
         self.buffers.publish();
-        let submissions = self.ring.submission().len() as u32;
-        // SAFETY: no argument is a pointer; every entry was pushed by `push`, which see.
-        let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(
-                submissions,
-                completions,
-                ENTER_GETEVENTS,
-                None,
-            )
-        };
+        let entered = kernel::enter(&mut self.ring, completions);
         if self.ring.submission().is_empty() {
             self.submitted.append(&mut self.pushed);
         }
-        match entered {
-            Ok(_) => Ok(()),
-            // Completions have to be taken first, or a signal came: the next turn submits the rest.
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EBUSY | libc::EINTR | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
-        }
+        entered
     }
 
     /// Takes what has completed, at most [`COMPLETIONS_A_TURN`], for [`Self::completion`]. Returns how many.
@@ -273,11 +255,7 @@ impl Ring {
         {
             // The socket's buffer is full: the kernel waits for it, and says when the rest is out.
             let rest = send.buffer.get(send.sent..).unwrap_or_default();
-            let (start, bytes, socket) = (rest.as_ptr(), rest.len() as u32, send.socket);
-            let entry = opcode::Send::new(Fixed(socket), start, bytes)
-                .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-                .build()
-                .user_data(KIND_SEND << KIND_SHIFT | u64::from(index));
+            let entry = send_entry(index, send.socket, rest, SEND_ALL);
             self.push(entry);
             return None;
         }
@@ -341,18 +319,14 @@ impl Ring {
 
     /// Sends all of `buffer`. A quiet send wakes nobody when it is over, see [`Self::next_sent`].
     pub(super) fn send(&mut self, key: ConnKey, socket: u32, buffer: Vec<u8>, quiet: bool) {
-        let (start, bytes) = (buffer.as_ptr(), buffer.len() as u32);
-        // The buffer lies still in `sends` until it is settled or its completion is taken.
-        let (index, name) = self.sends.insert(key, socket, buffer, quiet);
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        let (flags, silence) = if quiet {
+        let (index, send, name) = self.sends.insert(key, socket, buffer, quiet);
+        let entry = if quiet {
             self.pushed.push(name);
-            (flags | libc::MSG_DONTWAIT, QUIET)
+            send_entry(index, socket, &send.buffer, SEND_ALL | libc::MSG_DONTWAIT).flags(QUIET)
         } else {
-            (flags, squeue::Flags::empty())
+            send_entry(index, socket, &send.buffer, SEND_ALL)
         };
-        let entry = opcode::Send::new(Fixed(socket), start, bytes).flags(flags).build();
-        self.push(entry.flags(silence).user_data(KIND_SEND << KIND_SHIFT | u64::from(index)));
+        self.push(entry);
     }
 
     /// Shuts our side of a stream.
@@ -377,7 +351,7 @@ impl Ring {
             .user_data(KIND_IGNORED);
         let close = opcode::Close::new(Fixed(socket)).build();
         let close = close.flags(QUIET).user_data(KIND_IGNORED);
-        self.push_both(shutdown, close);
+        self.push_linked(&[shutdown, close]);
     }
 
     /// Wakes the ring when `tick` has come; `after` is from now.
@@ -416,34 +390,30 @@ impl Ring {
     /// Sends on the link. `buffer` lies still until [`LinkEvent::Sent`].
     pub(super) fn link_send(&mut self, attempt: u32, socket: BorrowedFd<'_>, buffer: &[u8]) {
         let entry = opcode::Send::new(Fd(socket.as_raw_fd()), buffer.as_ptr(), buffer.len() as u32)
-            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .flags(SEND_ALL)
             .build()
             .user_data(KIND_LINK_SEND << KIND_SHIFT | u64::from(attempt));
         self.push(entry);
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: what an entry points to outlives its completion: buffers of connections lie in `sends`
-        // or in `buffers`, accepted addresses in `accepts`, the link's in the driver's `LinkSocket`, and a timeout's time is copied
-        // when it is submitted, before `timeout` returns.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.make_room();
-        }
+        self.push_linked(&[entry]);
     }
 
-    /// Two linked entries must not be torn apart by a submission in between.
-    fn push_both(&mut self, first: squeue::Entry, second: squeue::Entry) {
-        let both = [first, second];
-        // SAFETY: as in `push`; neither of the entries that are linked today points to memory.
-        while unsafe { self.ring.submission().push_multiple(&both) }.is_err() {
-            self.make_room();
-        }
+    fn push_linked(&mut self, entries: &[squeue::Entry]) {
+        // SAFETY: what an entry points to outlives its completion: buffers of connections lie in `sends` or in
+        // `buffers`, accepted addresses in `accepts`, the link's in the driver's `LinkSocket`, and a timeout's time
+        // is copied when it is submitted, before `timeout` returns.
+        unsafe { kernel::push(&mut self.ring, entries) };
     }
+}
 
-    fn make_room(&mut self) {
-        // Refused only while completions overflow; the kernel keeps those, and submission goes on.
-        let _ = self.ring.submit();
-    }
+/// A send of what lies in [`Sends`] under this index, with these flags of send(2).
+fn send_entry(index: u32, socket: u32, bytes: &[u8], flags: i32) -> squeue::Entry {
+    opcode::Send::new(Fixed(socket), bytes.as_ptr(), bytes.len() as u32)
+        .flags(flags)
+        .build()
+        .user_data(KIND_SEND << KIND_SHIFT | u64::from(index))
 }
 
 /// Where the kernel writes the address of one accepted client (accept(2)).

@@ -33,28 +33,22 @@ pub(super) struct Sends {
 
 impl Sends {
     /// Keeps a buffer until [`Self::take`] or, when it is quiet, [`Self::settle`]; returns the number for the ring's user
-    /// data, and the name for [`Self::settle`].
+    /// data, what is kept, and the name for [`Self::settle`].
     pub(super) fn insert(
         &mut self,
         key: ConnKey,
         socket: u32,
         buffer: Vec<u8>,
         quiet: bool,
-    ) -> (u32, Quiet) {
+    ) -> (u32, &InFlight, Quiet) {
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
         let send = InFlight { key, socket, buffer, sent: 0, serial, quiet };
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.slots[index as usize] = Some(send);
-                index
-            }
-            None => {
-                self.slots.push(Some(send));
-                (self.slots.len() - 1) as u32
-            }
-        };
-        (index, Quiet { index, serial })
+        (index, self.slots[index as usize].insert(send), Quiet { index, serial })
     }
 
     /// A quiet send could not go out at once, of which `sent` bytes did: from now on it speaks. `None` when it was not
@@ -105,11 +99,11 @@ mod tests {
     #[test]
     fn a_quiet_send_settles_once_and_not_after_it_has_spoken() {
         let mut sends = Sends::default();
-        let (first, quiet) = sends.insert(key(1), 1, vec![0; 10], true);
+        let (first, _, quiet) = sends.insert(key(1), 1, vec![0; 10], true);
         assert_eq!(sends.settle(quiet).map(|send| send.key), Some(key(1)));
         assert!(sends.settle(quiet).is_none() && sends.take(first).is_none());
 
-        let (second, quiet) = sends.insert(key(2), 2, vec![0; 10], true);
+        let (second, _, quiet) = sends.insert(key(2), 2, vec![0; 10], true);
         assert_eq!(sends.speak(second, 4).map(|send| send.sent), Some(4));
         assert!(sends.speak(second, 1).is_none(), "it has spoken already");
         assert!(sends.settle(quiet).is_none());
@@ -119,9 +113,9 @@ mod tests {
     #[test]
     fn an_old_name_does_not_settle_the_next_send_of_its_index() {
         let mut sends = Sends::default();
-        let (first, old) = sends.insert(key(1), 1, vec![0; 10], true);
+        let (first, _, old) = sends.insert(key(1), 1, vec![0; 10], true);
         assert!(sends.take(first).is_some());
-        let (second, _) = sends.insert(key(2), 2, vec![0; 10], true);
+        let (second, ..) = sends.insert(key(2), 2, vec![0; 10], true);
         assert_eq!(first, second);
         assert!(sends.settle(old).is_none());
         assert!(sends.take(second).is_some());
