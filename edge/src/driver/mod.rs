@@ -255,8 +255,11 @@ impl Driver {
             }
             Completion::AcceptFailed { accept, errno } => {
                 self.idle_accepts.push(accept);
-                // The client was gone before it was accepted (accept(2)), or we are leaving.
-                if !matches!(errno, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR) {
+                // The client was gone before it was accepted, or the listener has been ended (EINVAL; accept(2)).
+                if !matches!(
+                    errno,
+                    libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EINVAL
+                ) {
                     // The table is full, or the kernel is short of memory: a moment later there may be room.
                     self.shard.counters().accept_failures.add(1);
                     self.accept_again = Some(Tick(now.tick.0 + 1));
@@ -330,6 +333,8 @@ impl Driver {
     /// so takes no more clients than there are accepts: a storm of them does not keep those who are here waiting.
     fn accept(&mut self, now: Now) {
         let shard = self.settings.shard;
+        // Whosever turn it is: a time that has passed keeps the core from sleeping.
+        self.accept_again = self.accept_again.filter(|at| *at > now.tick);
         if !self.shares.has_turn(shard) {
             self.accepted = 0;
             return;
@@ -339,10 +344,9 @@ impl Driver {
             self.mesh.waker(next).wake();
             return;
         }
-        if self.accept_again.is_some_and(|at| at > now.tick) {
+        if self.accept_again.is_some() {
             return;
         }
-        self.accept_again = None;
         let Some(listener) = &self.listener else { return };
         for _ in 0..self.accepts_wanted() {
             if let Some(accept) = self.idle_accepts.pop() {
