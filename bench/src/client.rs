@@ -466,15 +466,7 @@ mod tests {
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
-            let request = String::from_utf8(request).unwrap();
-            let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split('\r').next();
-            let head = head.replace("ACCEPT", &upgrade::accept(key.unwrap().as_bytes()));
+            let head = upgrade::answer_to(&mut stream, head);
             stream.write_all(&[head.as_bytes(), frames].concat()).unwrap();
             let _ = stream.read(&mut [0; 64]);
         });

@@ -181,11 +181,7 @@ impl Crowd {
         self.talk.write_close(&mut self.out);
         let (ring, slot) = self.places.slot(number);
         self.dialers[ring].send(slot, &self.out);
-        self.deadlines.push_back(Deadline {
-            at_ms: now_ms + ANSWER_TIMEOUT.as_millis() as u32,
-            session: number,
-            connect: who.connect,
-        });
+        self.await_answer(now_ms, who);
         true
     }
 
@@ -311,9 +307,14 @@ impl Crowd {
         let (ring, slot) = self.places.slot(number);
         let source = self.places.source(number, who.connect);
         self.dialers[ring].connect(slot, source, &self.out);
+        self.await_answer(now_ms, who);
+    }
+
+    /// From now on the session has [`ANSWER_TIMEOUT`] to get on.
+    fn await_answer(&mut self, now_ms: u32, who: Who) {
         self.deadlines.push_back(Deadline {
             at_ms: now_ms + ANSWER_TIMEOUT.as_millis() as u32,
-            session: number,
+            session: who.number,
             connect: who.connect,
         });
     }
@@ -511,7 +512,7 @@ fn no_ring(sessions: u32, rings: u32, ring: u32, error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
 
     use super::*;
@@ -531,8 +532,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().unwrap();
                 stream.set_nodelay(true).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                let key = read_key(&mut stream);
-                let answer = answer.replace("ACCEPT", &upgrade::accept(key.as_bytes()));
+                let answer = upgrade::answer_to(&mut stream, answer);
                 for byte in answer.as_bytes() {
                     stream.write_all(&[*byte]).unwrap();
                 }
@@ -543,18 +543,6 @@ mod tests {
             answers.iter().map(serve).collect()
         });
         (target, thread)
-    }
-
-    fn read_key(stream: &mut TcpStream) -> String {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            request.push(byte[0]);
-        }
-        let request = String::from_utf8(request).unwrap();
-        let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap();
-        key.split('\r').next().unwrap().to_owned()
     }
 
     fn crowd(target: Target, ping_interval: Option<Duration>) -> Crowd {

@@ -2,7 +2,9 @@
 //!
 //! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
 //! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `storm` (how soon are all
-//! back), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of reach, 64 wrong usage.
+//! back), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `plot`
+//! (draw what others have reported), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was
+//! found, 2 the target is out of reach, 64 wrong usage.
 #![forbid(unsafe_code)]
 
 mod checker;

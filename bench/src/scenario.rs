@@ -32,6 +32,8 @@ use crate::target::Target;
 
 /// Path on which an edge of ours speaks the client protocol.
 const CLIENT_PATH: &str = "/ws";
+/// Path of an own edge's echo.
+const ECHO_PATH: &str = "/echo";
 /// Longest turn of a fleet: a signal that comes between two system calls is seen after it at the latest.
 const TURN_MAX: Duration = Duration::from_millis(50);
 /// Handshakes on their way at once, well below a listener's usual backlog.

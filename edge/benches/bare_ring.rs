@@ -27,6 +27,8 @@ use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 /// Connections, and messages on their way on each.
 const GRID: [(u32, usize); 3] = [(50, 1), (2000, 1), (2000, 8)];
 const PAYLOAD_BYTES: usize = 64;
+/// Upgrades on their way at once.
+const CONNECTING_MAX: u32 = 64;
 const BUFFERS: u16 = 4096;
 const BUFFER_BYTES: usize = 2048;
 const WARMUP: Duration = Duration::from_millis(500);
@@ -134,12 +136,11 @@ fn cpu_us(
     let mut open = vec![talk.hello.is_none(); connections as usize];
     let mut heard_bytes = vec![0; connections as usize];
     let (mut messages, mut connected) = (0u64, 0);
+    let mut opened = if talk.hello.is_none() { connections } else { 0 };
     let start = Instant::now();
     let (mut from, mut measured) = (None, None);
     while measured.is_none() {
-        while connected < connections
-            && u64::from(connected) < 64 + messages / 8 + open.iter().filter(|o| **o).count() as u64
-        {
+        while connected < connections.min(opened + CONNECTING_MAX) {
             dialer.connect(connected, None, talk.hello.unwrap_or(&batch));
             connected += 1;
         }
@@ -151,6 +152,7 @@ fn cpu_us(
             if !open[at] {
                 assert!(bytes.ends_with(b"\r\n\r\n"), "no upgrade");
                 open[at] = true;
+                opened += 1;
                 due.push(slot);
                 continue;
             }

@@ -129,6 +129,20 @@ pub(crate) fn read_answer(
     Ok(Some(taken))
 }
 
+/// A test's server reads a request from `stream`; `ACCEPT` in `answer` becomes what the request's key asks for.
+#[cfg(test)]
+pub(crate) fn answer_to(stream: &mut impl std::io::Read, answer: &str) -> String {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        request.push(byte[0]);
+    }
+    let request = String::from_utf8(request).unwrap();
+    let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split('\r').next().unwrap();
+    answer.replace("ACCEPT", &accept(key.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,9 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{CLIENT_PATH, Served, ServerFlags, Stop, TURN_MAX, as_seconds, parse_seconds};
+use super::{
+    CLIENT_PATH, ECHO_PATH, Outcome, Served, ServerFlags, Stop, TURN_MAX, as_seconds, parse_seconds,
+};
 use crate::clock;
 use crate::crowd::{Crowd, CrowdPlan, Speech};
 use crate::failure::Failure;
@@ -49,7 +51,7 @@ pub(super) struct CrowdFlags {
 pub(super) struct Crowded {
     pub served: Served,
     pub crowd: Crowd,
-    pub began: Usage,
+    began: (Usage, Kernel),
 }
 
 impl Crowded {
@@ -75,7 +77,7 @@ impl Crowded {
         if connections >= KERNEL_WORTH_WAITING {
             wait_for_kernel(stop)?;
         }
-        let began = Usage::read(&served, flags.session)?;
+        let began = (Usage::read(&served, flags.session)?, Kernel::read()?);
         let crowd = Crowd::new(&CrowdPlan {
             target: served.target.clone(),
             speech: flags.session,
@@ -156,16 +158,18 @@ impl Crowded {
 
     /// Fills in the memory of a connection, since the servers were started.
     pub(super) fn report_memory(&self, report: &mut Report) -> Result<(), Failure> {
-        let (before, now) = (&self.began, self.usage()?);
+        let ((before, kernel_before), now) = (&self.began, self.usage()?);
+        let kernel_now = Kernel::read()?;
         let live = self.crowd.live.max(1) as f64;
         let each = |before: u64, now: u64| rounded(now.saturating_sub(before) as f64 / live);
         report.edge_user_bytes_per_connection = Some(each(before.edge_bytes, now.edge_bytes));
         report.router_user_bytes_per_connection =
             before.router_bytes.zip(now.router_bytes).map(|(before, now)| each(before, now));
-        let kernel = now.kernel_bytes.saturating_sub(before.kernel_bytes);
+        let kernel = kernel_now.bytes.saturating_sub(kernel_before.bytes);
         report.kernel_bytes_per_connection = Some(rounded(kernel as f64 / 2.0 / live));
-        let grown = now.slabs.iter().map(|(name, bytes)| {
-            (name.clone(), each(before.slabs.get(name).copied().unwrap_or_default(), *bytes))
+        let grown = kernel_now.slabs.into_iter().map(|(name, bytes)| {
+            let before = kernel_before.slabs.get(&name).copied().unwrap_or_default();
+            (name, each(before, bytes))
         });
         report.memory = Some(Memory {
             edge_user_bytes: now.edge_bytes,
@@ -178,8 +182,19 @@ impl Crowded {
         Ok(())
     }
 
+    /// Ends the run: fills in how it stands, which is good when all `connections` are in and nothing went wrong.
+    pub(super) fn outcome(mut self, connections: u32, stop: &Stop, mut report: Report) -> Outcome {
+        self.report_shards(&mut report);
+        report.connections = self.crowd.live;
+        report.errors = self.crowd.errors;
+        report.first_error = self.crowd.first_error.take();
+        report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
+        let is_good = report.errors == 0 && report.connections == connections as usize;
+        Outcome { report, is_good }
+    }
+
     /// Fills in how evenly an own edge's shards are filled.
-    pub(super) fn report_shards(&self, report: &mut Report) {
+    fn report_shards(&self, report: &mut Report) {
         let Some(servers) = &self.served.servers else { return };
         let Ok(metrics) = servers.edge.metrics() else { return };
         let shards = values_of(&metrics, "edge_shard_connections");
@@ -190,14 +205,6 @@ impl Crowded {
             report.shards = Some(held.len());
             report.shard_fullest_over_emptiest = Some(rounded(fullest / emptiest.max(1.0)));
         }
-    }
-
-    /// Fills in what the crowd counted.
-    pub(super) fn report_errors(&mut self, stop: &Stop, report: &mut Report) {
-        report.connections = self.crowd.live;
-        report.errors = self.crowd.errors;
-        report.first_error = self.crowd.first_error.take();
-        report.cut_short = stop.is_asked().then(|| "interrupted".to_owned());
     }
 }
 
@@ -246,16 +253,23 @@ pub(super) fn connect_all(
     Ok(())
 }
 
-/// Path of the own edge's echo, which crowds of bare WebSockets sit on.
-const ECHO_PATH: &str = "/echo";
+/// Memory of the kernel at one instant, all of it and by slab.
+struct Kernel {
+    bytes: u64,
+    slabs: BTreeMap<String, u64>,
+}
+
+impl Kernel {
+    fn read() -> Result<Self, Failure> {
+        Ok(Self { bytes: host::kernel_bytes()?, slabs: host::slabs() })
+    }
+}
 
 /// Memory and CPU of everybody at one instant.
 pub(super) struct Usage {
     pub edge_bytes: u64,
     pub router_bytes: Option<u64>,
     bench_bytes: u64,
-    kernel_bytes: u64,
-    slabs: BTreeMap<String, u64>,
     pub edge_cpu: Duration,
     router_cpu: Option<Duration>,
     bench_cpu: Duration,
@@ -277,8 +291,6 @@ impl Usage {
             edge_bytes: bytes(edges)?,
             router_bytes: router.map(bytes).transpose()?,
             bench_bytes: bytes(&bench)?,
-            kernel_bytes: host::kernel_bytes()?,
-            slabs: host::slabs(),
             edge_cpu: cpu(edges)?,
             router_cpu: router.map(cpu).transpose()?,
             bench_cpu: cpu(&bench)?,

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::background::{Background, Crowding};
 use super::{
-    OPENING_MAX, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds, turn_end,
+    ECHO_PATH, OPENING_MAX, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds,
+    turn_end,
 };
 use crate::client::{Ending, Fleet, Handler, Message, Outgoing};
 use crate::clock;
@@ -20,8 +21,6 @@ use crate::failure::Failure;
 use crate::processes::Plan;
 use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
 
-/// Path of the own edge's echo.
-const ECHO_PATH: &str = "/echo";
 /// Shards of an own edge unless `--shards` says otherwise: the figure is per core.
 const ECHO_SHARDS: usize = 1;
 /// With more idle connections than that, one shard may not have the descriptors; the edge works out how many it needs.

@@ -44,7 +44,6 @@ pub(crate) fn run(args: &IdleArgs, stop: &Stop) -> Result<Outcome, Failure> {
     crowded.connect(args.connections, stop, &mut progress, &mut report)?;
     crowded.settle(stop, &mut progress)?;
     crowded.report_memory(&mut report)?;
-    crowded.report_shards(&mut report);
 
     let (before, began) = (crowded.usage()?, clock::now());
     let pongs = crowded.crowd.pongs();
@@ -58,7 +57,5 @@ pub(crate) fn run(args: &IdleArgs, stop: &Stop) -> Result<Outcome, Failure> {
         report.pongs = Some(crowded.crowd.pongs() - pongs);
     }
     report.seconds = rounded(seconds);
-    crowded.report_errors(stop, &mut report);
-    let is_good = report.errors == 0 && report.connections == args.connections as usize;
-    Ok(Outcome { report, is_good })
+    Ok(crowded.outcome(args.connections, stop, report))
 }

@@ -69,10 +69,7 @@ pub(crate) fn run(args: &SoakArgs, stop: &Stop) -> Result<Outcome, Failure> {
     crowded.settle(stop, &mut progress)?;
     compare(&start, &crowded.usage()?, &mut churn);
     report.churn = Some(churn);
-    crowded.report_shards(&mut report);
-    crowded.report_errors(stop, &mut report);
-    let is_good = report.errors == 0 && report.connections == args.connections as usize;
-    Ok(Outcome { report, is_good })
+    Ok(crowded.outcome(args.connections, stop, report))
 }
 
 /// Sends away whoever chance picks and lets in as many, at the rate that was asked for.

@@ -79,16 +79,13 @@ pub(crate) fn run(args: &StormArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let back_from = cut_at + Duration::from_secs_f64(storm.recovery.restarted_after_seconds);
     storm.recover(back_from, args, stop, &mut progress)?;
 
-    let Storm { mut crowded, mut recovery, .. } = storm;
+    let Storm { crowded, mut recovery, .. } = storm;
     report.seconds = rounded((clock::now() - back_from).as_secs_f64());
     recovery.failed_attempts = crowded.crowd.failed_attempts;
     recovery.restarted_after_seconds = rounded(recovery.restarted_after_seconds);
     report.recovered_seconds = crowded.crowd.recovered().and_then(|recovered| recovered.seconds());
     report.recovery = Some(recovery);
-    crowded.report_shards(&mut report);
-    crowded.report_errors(stop, &mut report);
-    let is_good = report.errors == 0 && report.connections == args.connections as usize;
-    Ok(Outcome { report, is_good })
+    Ok(crowded.outcome(args.connections, stop, report))
 }
 
 struct Storm {
