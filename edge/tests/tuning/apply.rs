@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::{stdout, tuning};
+use crate::{set, stdout, tuning};
 
 const SYSCTL: &str = "etc/sysctl.d/90-hawser.conf";
 const LIMITS: &str = "etc/security/limits.d/90-hawser.conf";
@@ -46,9 +46,7 @@ impl Machine {
     }
 
     fn set(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("{text}\n")).unwrap();
+        set(self.0.path(), path, text);
     }
 
     fn get(&self, path: &str) -> String {

@@ -8,7 +8,7 @@ use hawser_edge::plan::Plan;
 use hawser_edge::probe::Kernel;
 use tempfile::TempDir;
 
-use crate::{stdout, tuning};
+use crate::{set, stdout, tuning};
 
 fn script() -> PathBuf {
     tuning("check")
@@ -50,9 +50,7 @@ impl Machine {
     }
 
     fn set(&self, path: &str, text: &str) {
-        let path = self.0.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("{text}\n")).unwrap();
+        set(self.0.path(), path, text);
     }
 
     /// Checked for 20,000 connections on 4 shards, in a shell with these limits.

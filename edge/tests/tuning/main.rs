@@ -10,12 +10,20 @@ mod notrack;
 mod queues;
 mod units;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 /// A file of the folder `tuning`.
 fn tuning(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning").join(file)
+}
+
+/// Writes a line into a file of a folder that stands for a machine.
+fn set(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("{text}\n")).unwrap();
 }
 
 fn stdout(output: &Output) -> String {

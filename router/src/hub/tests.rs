@@ -1,7 +1,7 @@
 //! A Hub on a queue and a store in memory, on a clock that the test turns.
 
 use hawser_proto::client::gap;
-use hawser_proto::link::{Ack, Register, Send, Unregister};
+use hawser_proto::link::{Ack, Register, Registered, Send, Unregister};
 
 use super::*;
 use crate::limits;
@@ -179,6 +179,23 @@ impl World {
             _ => None,
         };
         self.take().into_iter().filter_map(deliver).collect()
+    }
+
+    /// Device 3 acknowledges bob's message; what device 2 gets then, which has nothing yet.
+    fn delivered_after_another_took_it(&mut self) -> Vec<(u64, u64)> {
+        self.ack(3, "bob", 1);
+        self.take();
+        self.register(2, "bob", Some(0));
+        self.delivered()
+    }
+
+    /// The answer to a registration, when that is all there is to hear.
+    fn registered(&mut self) -> Registered {
+        let mut heard = self.take();
+        match (heard.pop(), heard.is_empty()) {
+            (Some(Outbound::Registered(registered)), true) => registered,
+            (last, _) => panic!("{heard:?} {last:?}"),
+        }
     }
 
     fn send_acks(&mut self) -> Vec<(u64, Option<u64>)> {
@@ -360,10 +377,11 @@ fn a_device_that_was_welcomed_keeps_its_messages_when_another_comes_first_after_
         world.commit(9);
         world.crash();
         world.register(3, "bob", Some(0));
-        world.ack(3, "bob", 1);
-        world.take();
-        world.register(2, "bob", Some(0));
-        assert_eq!(world.delivered(), [(2, 1)], "refused: {device_is_refused}");
+        assert_eq!(
+            world.delivered_after_another_took_it(),
+            [(2, 1)],
+            "refused: {device_is_refused}"
+        );
     }
 }
 
@@ -371,8 +389,7 @@ fn a_device_that_was_welcomed_keeps_its_messages_when_another_comes_first_after_
 fn a_first_device_that_was_welcomed_costs_no_write_before_a_message_comes() {
     let mut world = World::new();
     world.register(2, "bob", None);
-    let heard = world.take();
-    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    let registered = world.registered();
     assert_eq!((registered.cursor, registered.resumed), (0, true));
     for _ in 0..3 {
         world.pass(limits::CHECKPOINT_INTERVAL_MS);
@@ -383,10 +400,7 @@ fn a_first_device_that_was_welcomed_costs_no_write_before_a_message_comes() {
     world.commit(9);
     world.crash();
     world.register(3, "bob", Some(0));
-    world.ack(3, "bob", 1);
-    world.take();
-    world.register(2, "bob", Some(0));
-    assert_eq!(world.delivered(), [(2, 1)]);
+    assert_eq!(world.delivered_after_another_took_it(), [(2, 1)]);
 }
 
 #[test]
@@ -407,10 +421,11 @@ fn a_first_device_that_leaves_keeps_what_comes_for_it() {
         world.register(3, "bob", None);
         world.send("bob", 1);
         world.commit(9);
-        world.ack(3, "bob", 1);
-        world.take();
-        world.register(2, "bob", Some(0));
-        assert_eq!(world.delivered(), [(2, 1)], "saved: {is_saved}, crashes: {crashes}");
+        assert_eq!(
+            world.delivered_after_another_took_it(),
+            [(2, 1)],
+            "saved: {is_saved}, crashes: {crashes}"
+        );
     }
 }
 
@@ -433,10 +448,7 @@ fn a_first_device_that_stays_is_recorded_in_time() {
     world.register(3, "bob", None);
     world.send("bob", 1);
     world.commit(9);
-    world.ack(3, "bob", 1);
-    world.take();
-    world.register(2, "bob", Some(0));
-    assert_eq!(world.delivered(), [(2, 1)]);
+    assert_eq!(world.delivered_after_another_took_it(), [(2, 1)]);
 }
 
 #[test]
@@ -465,8 +477,7 @@ fn a_message_and_a_second_device_while_the_first_is_being_recorded_lose_nothing(
 fn a_client_that_is_ahead_of_an_inbox_that_never_was_is_told() {
     let mut world = World::new();
     world.register(2, "bob", Some(7));
-    let heard = world.take();
-    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    let registered = world.registered();
     assert_eq!((registered.cursor, registered.resumed), (0, false));
 }
 
@@ -480,8 +491,7 @@ fn a_known_device_without_messages_leaves_nothing_in_memory() {
     world.save();
     world.crash();
     world.register(2, "bob", Some(1));
-    let heard = world.take();
-    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    let registered = world.registered();
     assert_eq!((registered.cursor, registered.resumed, world.hub.inboxes()), (1, true, 0));
     world.send("bob", 2);
     world.commit(9);
@@ -561,8 +571,7 @@ fn a_snapshot_whose_inbox_cannot_be_read_is_told_so_the_client_comes_back() {
         snapshot: true,
         ..Register::default()
     }));
-    let heard = world.take();
-    let [Outbound::Registered(registered)] = &heard[..] else { panic!("{heard:?}") };
+    let registered = world.registered();
     assert!(registered.failure.as_ref().is_some_and(|failure| failure.retryable));
 }
 
