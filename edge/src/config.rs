@@ -4,6 +4,11 @@
 //! written (flag, environment, file) is told in [`hawser_proto::knobs`]; bounds that are no knobs are in
 //! [`crate::limits`]; what the machine has to offer is asked by [`crate::probe`].
 
+mod admission;
+mod limit;
+mod operate;
+mod tls;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,6 +23,10 @@ use hawser_proto::knobs::{
 };
 use tracing_subscriber::filter::Targets;
 
+pub use self::admission::AdmissionKnobs;
+pub use self::limit::LimitKnobs;
+pub use self::operate::OperateKnobs;
+pub use self::tls::TlsKnobs;
 use crate::conn::Mode;
 use crate::limits;
 
@@ -153,6 +162,22 @@ pub struct Config {
     /// Connections are told at debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub log: Targets,
+
+    /// TLS
+    #[command(flatten)]
+    pub tls: TlsKnobs,
+
+    /// Who may come in
+    #[command(flatten)]
+    pub admission: AdmissionKnobs,
+
+    /// What they may do
+    #[command(flatten)]
+    pub limit: LimitKnobs,
+
+    /// How the edge is run
+    #[command(flatten)]
+    pub operate: OperateKnobs,
 }
 
 /// Below a second pings cost more than they tell; above an hour no network remembers the connection.

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod auth;
 pub mod client;
+pub mod command;
 pub mod config;
 pub mod conn;
 pub mod driver;

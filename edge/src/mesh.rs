@@ -12,10 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::command::Command;
+
 /// The shard on whose core the uplink runs.
 pub const UPLINK_SHARD: u16 = 0;
 /// Batches that a lane holds in each direction.
 pub const LANE_PARCELS_MAX: usize = 64;
+
+/// Commands that wait for a shard; an operator's next one is refused until it has taken some.
+pub const COMMANDS_MAX: usize = 64;
 
 /// Messages for the router: one link frame, its length in front.
 #[derive(Debug)]
@@ -97,6 +102,7 @@ struct Lane {
     up: ArrayQueue<Batch>,
     down: ArrayQueue<Parcel>,
     spare: ArrayQueue<Vec<u8>>,
+    commands: ArrayQueue<Command>,
     waker: Waker,
 }
 
@@ -117,6 +123,7 @@ impl Mesh {
                 up: ArrayQueue::new(LANE_PARCELS_MAX),
                 down: ArrayQueue::new(LANE_PARCELS_MAX),
                 spare: ArrayQueue::new(2 * LANE_PARCELS_MAX),
+                commands: ArrayQueue::new(COMMANDS_MAX),
                 waker: Waker::new()?,
             })
         };
@@ -133,6 +140,22 @@ impl Mesh {
     #[must_use]
     pub fn waker(&self, shard: u16) -> &Waker {
         &self.lanes[usize::from(shard)].waker
+    }
+
+    /// From the admin thread, or whoever runs the edge, to a shard.
+    ///
+    /// # Errors
+    /// [`Full`] with the command.
+    pub fn try_command(&self, shard: u16, command: Command) -> Result<(), Full<Command>> {
+        self.lanes[usize::from(shard)].commands.push(command).map_err(Full)?;
+        self.waker(shard).wake();
+        Ok(())
+    }
+
+    /// A shard takes the next command.
+    #[must_use]
+    pub fn take_command(&self, shard: u16) -> Option<Command> {
+        self.lanes[usize::from(shard)].commands.pop()
     }
 
     /// From a shard to the uplink.
@@ -192,7 +215,9 @@ impl Mesh {
     /// Whether something waits for `shard`; for the uplink's shard also what waits for the uplink.
     #[must_use]
     pub fn has_work(&self, shard: u16) -> bool {
-        !self.lanes[usize::from(shard)].down.is_empty()
+        let lane = &self.lanes[usize::from(shard)];
+        !lane.down.is_empty()
+            || !lane.commands.is_empty()
             || (shard == UPLINK_SHARD && self.lanes.iter().any(|lane| !lane.up.is_empty()))
     }
 

@@ -5,6 +5,7 @@
 //! What a client says is dealt with in [`clients`], what the router says in [`routers`].
 
 mod clients;
+mod commands;
 mod routers;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks at a few and prints the rest")]

@@ -22,6 +22,7 @@ const RESENDS_MAX: usize = 1024;
 impl Shard {
     /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
+        self.take_commands(now, mesh);
         for _ in 0..LANE_PARCELS_MAX {
             let Some(parcel) = mesh.take_down(self.index) else { break };
             match parcel {

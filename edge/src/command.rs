@@ -1,0 +1,15 @@
+//! What an operator, or another thread of the edge, asks of one shard.
+//!
+//! A command travels through the shard's lane in the mesh ([`crate::mesh::Mesh::try_command`]) and is dealt with between two rounds of
+//! completions. Where an answer is wanted, the command carries the way back.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+
+/// See the module.
+#[derive(Debug)]
+pub enum Command {
+    /// Live by these knobs from now on. Only knobs that may change while the edge runs differ from those before.
+    Reload(Arc<Config>),
+}
