@@ -63,7 +63,7 @@ fn main() {
             ratio(&most)
         );
     }
-    edge.stop();
+    edge.state().stop();
     edge.join().unwrap();
 }
 

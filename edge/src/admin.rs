@@ -57,7 +57,9 @@ impl Admin {
 }
 
 async fn health(State(edge): State<Arc<EdgeState>>) -> impl IntoResponse {
-    if edge.link_is_up() {
+    if edge.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining: clients are sent to other edges\n")
+    } else if edge.link_is_up() {
         (StatusCode::OK, "ok\n")
     } else {
         (

@@ -6,10 +6,13 @@
 use std::sync::Arc;
 
 use crate::config::Config;
+use crate::drain;
 
 /// See the module.
 #[derive(Debug)]
 pub enum Command {
     /// Live by these knobs from now on. Only knobs that may change while the edge runs differ from those before.
     Reload(Arc<Config>),
+    /// Send all clients away, or a share of them, over a window of time.
+    Drain(drain::Order),
 }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod command;
 pub mod config;
 pub mod conn;
+pub mod drain;
 pub mod driver;
 pub mod http;
 pub mod limits;

@@ -1,13 +1,15 @@
 //! Arguments -> [`Config`] -> start-up checks -> one shard per core -> signal -> leave.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 
-use hawser_edge::config::Config;
+use hawser_edge::config::{Config, OperateKnobs};
+use hawser_edge::drain::Order;
 use hawser_edge::plan::Plan;
-use hawser_edge::server::Edge;
+use hawser_edge::server::{Edge, State};
 use hawser_edge::{admin, driver, probe};
 use hawser_proto::knobs::UsageError;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::prelude::*;
 
@@ -31,22 +33,49 @@ fn run(config: Config) -> Result<(), UsageError> {
     let plan = Plan::new(&config, &kernel).map_err(UsageError)?;
     let admin = admin::bind(config.admin).map_err(UsageError)?;
     // Before the shards' threads, which inherit what is set up for signals.
-    let mut signals = Signals::new([SIGTERM, SIGINT])
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])
         .map_err(|error| UsageError(format!("signals: cannot be listened for: {error}")))?;
     tracing::info!(?config, ?plan, "effective configuration");
+    let operate = config.operate.clone();
     let edge = Edge::start(config, &plan)?;
     admin
         .serve(edge.state())
         .map_err(|error| UsageError(format!("--admin: no thread to answer it: {error}")))?;
     tracing::info!(listen = %edge.listen(), "accepting connections");
-    signals.forever().next();
-    tracing::info!("stopping: connections are closed with 1001");
-    edge.stop();
+    let state = edge.state();
+    // It ends with the process.
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                handle_signal(signal, &state, &operate);
+            }
+        })
+        .map_err(|error| UsageError(format!("signals: no thread to wait for them: {error}")))?;
     if let Err(error) = edge.join() {
         tracing::error!("a shard failed: {error}");
         std::process::exit(SHARD_FAILED_EXIT_STATUS);
     }
     Ok(())
+}
+
+/// SIGTERM and SIGUSR1 drain, SIGINT or a second of them ends at once.
+fn handle_signal(signal: i32, state: &Arc<State>, operate: &OperateKnobs) {
+    if signal == SIGINT || !state.begin_draining() {
+        tracing::info!("stopping: connections are closed with 1001");
+        return state.stop();
+    }
+    let (state, window, delay) = (state.clone(), operate.drain_window, operate.drain_delay);
+    tracing::info!(?window, ?delay, "draining: clients are sent to other edges");
+    // On a thread of its own, so that the next signal is heard.
+    std::thread::spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "waits for the load balancers")]
+        std::thread::sleep(delay);
+        if state.drain(Order::Leave { window }).is_err() {
+            tracing::warn!("a shard has too many commands waiting and cannot be drained: stopping");
+            state.stop();
+        }
+    });
 }
 
 fn start_logging(config: &Config) {

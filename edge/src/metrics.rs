@@ -60,7 +60,7 @@ impl<const N: usize> Family<N> {
 
 const STATUSES: [&str; 11] =
     ["400", "403", "404", "405", "408", "413", "414", "426", "431", "503", "505"];
-const REASONS: [&str; 17] = [
+const REASONS: [&str; 19] = [
     "closed_by_peer",
     "vanished",
     "socket_failed",
@@ -78,6 +78,8 @@ const REASONS: [&str; 17] = [
     "router_unavailable",
     "refused",
     "going_away",
+    "drained",
+    "rebalanced",
 ];
 const CODES: [&str; 6] =
     ["invalid_argument", "too_large", "unavailable", "overloaded", "unsupported", "other"];
@@ -123,6 +125,7 @@ macro_rules! counters {
 counters! {
     connections, "gauge", "edge_connections", "sockets held, from accept to close";
     accepted, "counter", "edge_accepted_total", "sockets accepted";
+    draining, "gauge", "edge_draining_shards", "shards that are being drained: nobody new is let in, and everybody goes";
     passed, "counter", "edge_passed_total", "sockets passed to a shard that held fewer";
     accept_failures, "counter", "edge_accept_failures_total", "accepts that failed, for want of a descriptor or of memory";
     upgraded, "counter", "edge_upgraded_total", "requests upgraded to WebSocket";

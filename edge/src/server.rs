@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
+use crate::command::Command;
 use crate::config::{Config, RouterAddress};
+use crate::drain::Order;
 use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
-use crate::mesh::{Mesh, UPLINK_SHARD};
+use crate::mesh::{Full, Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
 use crate::plan::Plan;
 use crate::shard::{Shard, Share};
@@ -25,19 +27,50 @@ const EXECUTOR_RING_DEPTH: usize = 8;
 /// A running edge.
 pub struct Edge {
     listen: SocketAddr,
-    stop: Arc<AtomicBool>,
-    mesh: Arc<Mesh>,
     state: Arc<State>,
     shards: Vec<ExecutorJoinHandle<io::Result<()>>>,
 }
 
-/// What the admin address shows.
+/// What the admin address shows, and what an operator can ask for.
 pub struct State {
     counters: Vec<Arc<Counters>>,
     link_up: Arc<AtomicBool>,
+    draining: AtomicBool,
+    stop: Arc<AtomicBool>,
+    mesh: Arc<Mesh>,
 }
 
 impl State {
+    /// Whether the edge is on its way out.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Fails the health check from now on. [`Self::drain`] follows.
+    ///
+    /// Returns whether this is the first time.
+    pub fn begin_draining(&self) -> bool {
+        !self.draining.swap(true, Ordering::Relaxed)
+    }
+
+    /// Lets every shard send its clients away as `order` says. Shards that leave end when the last has gone.
+    ///
+    /// # Errors
+    /// [`Full`] when a shard's lane of commands is full; those before it have the order.
+    pub fn drain(&self, order: Order) -> Result<(), Full<Command>> {
+        (0..self.mesh.shards())
+            .try_for_each(|shard| self.mesh.try_command(shard, Command::Drain(order)))
+    }
+
+    /// Tells every shard to close its connections with 1001 and to end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for shard in 0..self.mesh.shards() {
+            self.mesh.waker(shard).wake();
+        }
+    }
+
     /// Whether new clients can be served: with no router nobody can be registered.
     #[must_use]
     pub fn link_is_up(&self) -> bool {
@@ -74,13 +107,14 @@ impl Edge {
         };
         let cpus = allowed_cpus();
         let clock = Clock::start();
-        let mut edge = Self {
-            listen,
+        let state = Arc::new(State {
+            counters: counters.clone(),
+            link_up: link_up.clone(),
+            draining: AtomicBool::new(false),
             stop: stop.clone(),
             mesh: mesh.clone(),
-            state: Arc::new(State { counters: counters.clone(), link_up: link_up.clone() }),
-            shards: Vec::with_capacity(shards),
-        };
+        });
+        let mut edge = Self { listen, state, shards: Vec::with_capacity(shards) };
         let listeners = (0..plan.cores)
             .map(|_| driver::listen(listen))
             .collect::<io::Result<Vec<_>>>()
@@ -130,11 +164,11 @@ impl Edge {
             match starts.recv() {
                 Ok((_, Ok(()))) => {}
                 Ok((index, Err(error))) => {
-                    edge.stop();
+                    edge.state.stop();
                     return Err(UsageError(no_ring(index, plan, &error)));
                 }
                 Err(_) => {
-                    edge.stop();
+                    edge.state.stop();
                     let error = edge.join().err().map_or_else(String::new, |e| format!(": {e}"));
                     return Err(UsageError(format!(
                         "--shards: an executor could not start{error}"
@@ -155,14 +189,6 @@ impl Edge {
     #[must_use]
     pub fn state(&self) -> Arc<State> {
         self.state.clone()
-    }
-
-    /// Tells every shard to close its connections with 1001 and to end.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for shard in 0..self.mesh.shards() {
-            self.mesh.waker(shard).wake();
-        }
     }
 
     /// Waits until every shard has ended.

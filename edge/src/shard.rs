@@ -24,8 +24,9 @@ use crate::client;
 use crate::config::Config;
 use crate::conn::{
     self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Connection, Mode,
-    Peer, Phase, Receiving, Sending,
+    Peer, Phase, Receiving, Sending, Session,
 };
+use crate::drain::Drain;
 use crate::http;
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Batch, LinkGeneration};
@@ -171,6 +172,8 @@ pub struct Shard {
     held: Vec<ConnKey>,
     /// Client programs by kind and version; sessions hold the index.
     clients: Vec<(Box<str>, Box<str>)>,
+    /// Clients are being sent away.
+    drain: Option<Drain>,
 }
 
 impl Shard {
@@ -212,6 +215,7 @@ impl Shard {
             congested: false,
             held: Vec::new(),
             clients: vec![("other".into(), "".into())],
+            drain: None,
             config,
         }
     }
@@ -252,15 +256,14 @@ impl Shard {
             }
         }
         self.expire_sends(now);
+        self.advance_drain(now);
     }
 
     /// When [`Self::handle_timeout`] has to be called at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
-        match (self.wheel.next_tick(), self.pending.next_deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let drain = self.drain.as_ref().and_then(Drain::next_tick);
+        [self.wheel.next_tick(), self.pending.next_deadline(), drain].into_iter().flatten().min()
     }
 
     /// What the driver has to do next.
@@ -282,18 +285,20 @@ impl Shard {
         }
     }
 
-    /// Ends every connection with 1001: the edge stops.
-    pub fn close_all(&mut self, now: Now) {
+    /// Ends every connection: the edge stops.
+    pub fn close_all(&mut self, now: Now, reason: CloseReason) {
         for slot in 0..self.conns.slots() {
-            if let Some((key, _)) = self.conns.at(slot) {
-                self.close(now, key, CloseReason::GoingAway);
+            if let Some((key, conn)) = self.conns.at(slot)
+                && !matches!(conn.phase, Phase::Closing(_))
+            {
+                self.close(now, key, reason);
             }
         }
     }
 
     fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
         self.counters.accepted.add(1);
-        let full = self.conns.len() >= self.connections_max;
+        let full = self.conns.len() >= self.connections_max || self.leaves_by().is_some();
         let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
             // Not even room for a refusal: the client sees its connection closed and comes back.
             self.counters.refused(503);
@@ -504,6 +509,9 @@ impl Shard {
                 let text = "no router registered this connection in time";
                 self.tell_error(key, Code::Unavailable.into(), text, true);
                 return self.close(now, key, CloseReason::RouterUnavailable);
+            }
+            Phase::Session(Session { leaving: Some(farewell), .. }) => {
+                return self.close(now, key, farewell.reason());
             }
             Phase::Session(session) => session.mode,
             Phase::Echo => Mode::Background,

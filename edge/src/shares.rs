@@ -96,6 +96,12 @@ impl Shares {
         self.shards[usize::from(shard)].held.store(connections, Ordering::Relaxed);
     }
 
+    /// Connections that all shards hold.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.shards.iter().map(|shard| shard.held.load(Ordering::Relaxed) as usize).sum()
+    }
+
     /// Whether it is this shard that accepts on its core.
     #[must_use]
     pub fn has_turn(&self, shard: u16) -> bool {

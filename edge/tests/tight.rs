@@ -62,7 +62,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(edge) = self.0.take() {
-            edge.stop();
+            edge.state().stop();
             let ended = edge.join();
             if !std::thread::panicking() {
                 ended.unwrap();

@@ -42,6 +42,10 @@ pub enum CloseReason {
     Refused(u16),
     /// The edge stops.
     GoingAway,
+    /// The edge is being drained: come back to another one.
+    Drained,
+    /// This edge has more than its share: come back to whichever the balancer chooses.
+    Rebalanced,
 }
 
 impl CloseReason {
@@ -62,6 +66,8 @@ impl CloseReason {
             | Self::PingMissing => Some(1008),
             Self::SlowReader | Self::RouterUnavailable => Some(1013),
             Self::GoingAway => Some(1001),
+            // Service restart (IANA registry of close codes): come back soon.
+            Self::Drained | Self::Rebalanced => Some(1012),
             Self::Vanished | Self::SocketFailed | Self::Refused(_) => None,
         }
     }
@@ -87,6 +93,8 @@ impl CloseReason {
             Self::RouterUnavailable => "no router, try again",
             Self::Refused(_) => "request refused",
             Self::GoingAway => "going away",
+            Self::Drained => "this edge is being drained",
+            Self::Rebalanced => "this edge is sending clients to others",
         }
     }
 
@@ -111,6 +119,8 @@ impl CloseReason {
             Self::RouterUnavailable => "router_unavailable",
             Self::Refused(_) => "refused",
             Self::GoingAway => "going_away",
+            Self::Drained => "drained",
+            Self::Rebalanced => "rebalanced",
         }
     }
 }

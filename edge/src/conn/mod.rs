@@ -143,6 +143,28 @@ pub struct Session {
     pub mode: Mode,
     /// Whether the router has answered, and the client has its Welcome.
     pub registered: bool,
+    /// Has been told to go: ends when its last send is answered.
+    pub leaving: Option<Farewell>,
+}
+
+/// Why a session was told to go while sends of it were unanswered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// The edge is being drained.
+    Drain,
+    /// The edge lets a share of its clients go.
+    Rebalance,
+}
+
+impl Farewell {
+    /// What the connection is closed for.
+    #[must_use]
+    pub fn reason(self) -> CloseReason {
+        match self {
+            Self::Drain => CloseReason::Drained,
+            Self::Rebalance => CloseReason::Rebalanced,
+        }
+    }
 }
 
 /// Where a connection is in its life; the data lives in the state that has it.

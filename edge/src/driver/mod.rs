@@ -33,8 +33,8 @@ use io_uring::types::Timespec;
 
 use self::link::LinkSocket;
 use self::ring::{Completion, LinkEvent, Ring};
-use crate::conn::Peer;
-use crate::mesh::Mesh;
+use crate::conn::{CloseReason, Peer};
+use crate::mesh::{Mesh, UPLINK_SHARD};
 use crate::plan;
 use crate::shard::{Event, Output, Shard};
 use crate::shares::{Arrival, Shares};
@@ -131,6 +131,8 @@ pub struct Driver {
     /// The earliest timeout in the ring.
     timeout: Option<Tick>,
     stop: Arc<AtomicBool>,
+    /// Every connection has been told that this is the end.
+    stopping: bool,
     leave_by: Option<Tick>,
 }
 
@@ -171,6 +173,7 @@ impl Driver {
             last_tick: Tick(0),
             timeout: None,
             stop,
+            stopping: false,
             leave_by: None,
         })
     }
@@ -182,10 +185,8 @@ impl Driver {
     pub async fn run(mut self) -> io::Result<()> {
         loop {
             let busy = self.turn();
-            if self
-                .leave_by
-                .is_some_and(|by| self.shard.connections() == 0 || by <= self.clock.now().tick)
-            {
+            if self.has_ended() {
+                self.mesh.waker(UPLINK_SHARD).wake();
                 self.ring.enter()?;
                 return Ok(());
             }
@@ -302,13 +303,36 @@ impl Driver {
         if self.shard.poll_timeout().is_some_and(|at| at <= now.tick) {
             self.shard.handle_timeout(now);
         }
-        if self.leave_by.is_none() && self.stop.load(Ordering::Relaxed) {
-            if let Some(listener) = self.listener.take() {
-                listener::end(&listener);
-            }
-            self.leave_by = Some(now.tick.after(LEAVE_TIMEOUT));
-            self.shard.close_all(now);
+        let stop = !self.stopping && self.stop.load(Ordering::Relaxed);
+        let drained_by = self.shard.leaves_by();
+        if (stop || drained_by.is_some())
+            && let Some(listener) = self.listener.take()
+        {
+            listener::end(&listener);
         }
+        let reason = match drained_by {
+            _ if stop => CloseReason::GoingAway,
+            Some(by) if by <= now.tick && !self.stopping => CloseReason::Drained,
+            Some(_) | None => return,
+        };
+        self.stopping = true;
+        self.leave_by = Some(now.tick.after(LEAVE_TIMEOUT));
+        self.shard.close_all(now, reason);
+    }
+
+    /// Whether this shard is at its end: everybody has left, or has had the time for it. The one that runs the uplink waits
+    /// for the others, whose clients may still have sends to be answered.
+    fn has_ended(&self) -> bool {
+        if self.listener.is_some() {
+            return false;
+        }
+        let now = self.clock.now().tick;
+        if self.leave_by.is_some_and(|by| by <= now) {
+            return true;
+        }
+        self.shares.set_held(self.settings.shard, self.shard.connections());
+        let others = self.link.is_some() && self.shares.held() > 0;
+        self.shard.connections() == 0 && self.passing.is_empty() && !others
     }
 
     /// A fresh socket: this shard's, unless it holds more than its share.
@@ -316,9 +340,9 @@ impl Driver {
         let from = self.settings.shard;
         // Those on their way out are not here any more; if they stay after all, the next ones go.
         let held = self.shard.connections();
-        let passed = match self.leave_by {
-            None => self.shares.pass(held, Arrival { from, socket, peer }),
-            Some(_) => None,
+        let passed = match self.listener {
+            Some(_) => self.shares.pass(held, Arrival { from, socket, peer }),
+            None => None,
         };
         match passed {
             Some((to, ring)) => {
@@ -477,6 +501,7 @@ impl Driver {
             self.link.as_ref().and_then(|end| end.uplink.poll_timeout()),
             self.accept_again,
             self.leave_by,
+            self.shard.leaves_by().filter(|_| !self.stopping),
         ]
         .into_iter()
         .flatten()
@@ -495,7 +520,7 @@ impl Driver {
         let waker = self.mesh.waker(self.settings.shard);
         waker.park();
         // What came before `park` rang no bell.
-        let stopping = self.stop.load(Ordering::Relaxed) && self.leave_by.is_none();
+        let stopping = self.stop.load(Ordering::Relaxed) && !self.stopping;
         let accepts = self.accept_again.is_none()
             && self.listener.is_some()
             && self.shares.has_turn(self.settings.shard)

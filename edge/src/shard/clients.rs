@@ -117,6 +117,7 @@ impl Shard {
             codec,
             mode: Mode::from_number(connect.mode),
             registered: false,
+            leaving: None,
         };
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         conn.phase = Phase::Session(session);

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use hawser_proto::view::client::{GoAway, ServerFrame};
+
 use super::Shard;
 use crate::command::Command;
+use crate::conn::{ConnKey, Farewell, Phase};
+use crate::drain::{self, Drain, Order};
+use crate::http;
 use crate::mesh::{COMMANDS_MAX, Mesh};
-use crate::timer::Now;
+use crate::timer::{Now, Tick};
 
 impl Shard {
     /// Takes what waits in the lane; once a turn.
@@ -16,9 +21,71 @@ impl Shard {
         }
     }
 
-    fn handle_command(&mut self, _now: Now, command: Command) {
+    fn handle_command(&mut self, now: Now, command: Command) {
         match command {
             Command::Reload(config) => self.config = Arc::clone(&config),
+            Command::Drain(order) => self.begin_drain(now, order),
+        }
+    }
+
+    /// Lets clients go from now on. A rebalance does not stop a drain that goes on already.
+    fn begin_drain(&mut self, now: Now, order: Order) {
+        if self.leaves_by().is_some() {
+            return;
+        }
+        let drain = Drain::new(order, self.conns.len(), self.conns.slots(), now.tick);
+        self.counters.draining.set(u64::from(drain.leaves()));
+        self.drain = Some(drain);
+        self.advance_drain(now);
+    }
+
+    /// When the drain of this shard ends, if one goes on after which the shard is to end: nobody new is to be let in then.
+    #[must_use]
+    pub fn leaves_by(&self) -> Option<Tick> {
+        self.drain.as_ref().filter(|drain| drain.leaves()).map(Drain::until)
+    }
+
+    /// Tells as many to go as the curve asks for.
+    pub(super) fn advance_drain(&mut self, now: Now) {
+        let Some(mut drain) = self.drain.take() else { return };
+        while let Some(slot) = drain.poll_slot(now.tick) {
+            if let Some((key, _)) = self.conns.at(slot)
+                && drain.takes()
+            {
+                self.send_away(now, key, drain.farewell());
+            }
+        }
+        // One that ends the shard stays, so that whoever still comes is noticed.
+        if drain.leaves() || drain.next_tick().is_some() {
+            self.drain = Some(drain);
+        }
+    }
+
+    /// Asks one client to go. Its sends are answered first; `close_timeout` bounds that.
+    fn send_away(&mut self, now: Now, key: ConnKey, farewell: Farewell) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match &mut conn.phase {
+            Phase::Closing(_) => {}
+            Phase::Head { .. } => self.refuse(now, key, &http::Refusal::overloaded()),
+            Phase::Echo | Phase::Connecting(_) => self.close(now, key, farewell.reason()),
+            Phase::Session(session) => {
+                session.leaving = Some(farewell);
+                let reason = farewell.reason().text();
+                let reconnect_after_ms = drain::reconnect_after_ms(key.index());
+                self.schedule(key, now.tick.after(self.config.close_timeout));
+                self.tell(key, &ServerFrame::GoAway(GoAway { reason, reconnect_after_ms }));
+                self.close_when_answered(now, key);
+            }
+        }
+    }
+
+    /// Ends a session that was told to go, when none of its sends waits any more.
+    pub(super) fn close_when_answered(&mut self, now: Now, key: ConnKey) {
+        let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) else { return };
+        if let Some(farewell) = session.leaving
+            && session.sends_in_flight == 0
+        {
+            self.close(now, key, farewell.reason());
         }
     }
 }

@@ -145,7 +145,7 @@ impl Shard {
                 let frame = Deliver { sequence, message_id, from, group, payload, time_ms };
                 self.tell(key, &ServerFrame::Deliver(frame));
             }
-            RouterMessage::SendAck(ack) => self.handle_send_ack(ack),
+            RouterMessage::SendAck(ack) => self.handle_send_ack(now, ack),
             RouterMessage::Receipt(receipt) => {
                 let link::Receipt { connection, kind, user, message_ids, time_ms } = receipt;
                 let Some(key) = self.addressee(connection) else { return };
@@ -224,7 +224,7 @@ impl Shard {
         self.schedule(key, now.tick.after(self.config.silence_max(mode)));
     }
 
-    fn handle_send_ack(&mut self, ack: link::SendAck<'_>) {
+    fn handle_send_ack(&mut self, now: Now, ack: link::SendAck<'_>) {
         let Some(waiting) = self.pending.answer(ack.ticket) else { return };
         let error = ack.failure.map(|failure| Error {
             code: failure.code as i32,
@@ -234,7 +234,7 @@ impl Shard {
         if let Some(error) = &error {
             self.counters.send_failed(Code::try_from(error.code).unwrap_or_default());
         }
-        self.answer(waiting, ack.message_id, ack.time_ms, error);
+        self.answer(now, waiting, ack.message_id, ack.time_ms, error);
     }
 
     /// Sends that waited too long for the router are given back to their senders, to be tried again.
@@ -246,12 +246,13 @@ impl Shard {
                 message: "no answer from the router",
                 retryable: true,
             };
-            self.answer(waiting, 0, now.unix_ms, Some(error));
+            self.answer(now, waiting, 0, now.unix_ms, Some(error));
         }
     }
 
     fn answer(
         &mut self,
+        now: Now,
         waiting: Waiting,
         message_id: u64,
         time_ms: i64,
@@ -263,6 +264,7 @@ impl Shard {
         let frame = SendAck { client_message_id: &client_message_id, message_id, time_ms, error };
         self.tell(key, &ServerFrame::SendAck(frame));
         self.update_receiving(key);
+        self.close_when_answered(now, key);
     }
 }
 

@@ -8,6 +8,8 @@ use hawser_proto::view::client::{Ack, ClientFrame, Connect, Deliver, Ping, Send,
 use hawser_proto::view::link::{self, EdgeMessage, RouterMessage};
 
 use super::*;
+use crate::command::Command;
+use crate::drain::Order;
 use crate::mesh::{LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::timer::TICK;
 use crate::ws::{Item, Opcode, Role};
@@ -224,6 +226,10 @@ impl Rig {
         self.shard.conns.get(key).is_none()
     }
 
+    fn is_open(&self, key: ConnKey) -> bool {
+        self.shard.conns.get(key).is_some_and(|conn| !matches!(conn.phase, Phase::Closing(_)))
+    }
+
     fn is_read_from(&self, key: ConnKey) -> bool {
         self.shard.conns.get(key).unwrap().receiving == Receiving::Armed
     }
@@ -252,6 +258,7 @@ fn describe(frame: ServerFrame<'_>) -> String {
         ServerFrame::Error(e) => format!("error {}", Code::try_from(e.code).unwrap().as_str_name()),
         ServerFrame::Deliver(d) => format!("deliver {} from {}", d.sequence, d.from),
         ServerFrame::Pong(p) => format!("pong {}", p.nonce),
+        ServerFrame::GoAway(g) => format!("go away {} after {} ms", g.reason, g.reconnect_after_ms),
         other => format!("{other:?}"),
     }
 }
@@ -633,4 +640,69 @@ fn a_deliver_is_written_as_the_client_protocol_has_it() {
         time_ms: 3,
     };
     assert_eq!(ServerFrame::read(&sent[2..]), Ok(ServerFrame::Deliver(expected)));
+}
+
+fn drain(rig: &mut Rig, order: Order) {
+    rig.mesh.try_command(0, Command::Drain(order)).unwrap();
+    rig.turn();
+}
+
+#[test]
+fn a_drain_sends_everybody_away_evenly_and_lets_nobody_in() {
+    let mut rig = Rig::new();
+    rig.link_up();
+    let keys: Vec<_> = (0..40).map(|n| rig.session(&format!("user{n}"), "phone")).collect();
+    let echo = rig.accept();
+    drain(&mut rig, Order::Leave { window: Duration::from_secs(30) });
+    assert_eq!(rig.shard.leaves_by(), Some(Tick(rig.now.tick.0 + 5)), "41 at 100 a second");
+    let mut left = Vec::new();
+    for _ in 0..5 {
+        rig.advance(TICK);
+        left.push(keys.iter().filter(|key| !rig.is_open(**key)).count());
+    }
+    assert_eq!(left, [8, 16, 24, 32, 40]);
+    let [Got::Frame(away), Got::Close(1012)] = &rig.gets(keys[3])[..] else { panic!() };
+    assert!(away.starts_with("go away this edge is being drained after "), "{away}");
+    assert_eq!(rig.gets(echo), [Got::Http(503)]);
+    let late = rig.accept();
+    assert_eq!(rig.gets(late), [Got::Http(503)]);
+}
+
+#[test]
+fn a_client_that_is_sent_away_still_hears_what_became_of_its_sends() {
+    let mut rig = Rig::new();
+    rig.link_up();
+    let key = rig.session("alice", "phone");
+    rig.says(key, send("m1", "bob", b"x"));
+    drain(&mut rig, Order::Leave { window: Duration::ZERO });
+    assert!(matches!(&rig.gets(key)[..], [Got::Frame(away)] if away.starts_with("go away")));
+    rig.router_says(RouterMessage::SendAck(link::SendAck {
+        connection: key.to_connection_id(0),
+        ticket: 1,
+        message_id: 7,
+        ..link::SendAck::default()
+    }));
+    assert!(matches!(&rig.gets(key)[..], [Got::Frame(_), Got::Close(1012)]));
+
+    let mut rig = Rig::new();
+    rig.link_up();
+    let key = rig.session("alice", "phone");
+    rig.says(key, send("m1", "bob", b"x"));
+    drain(&mut rig, Order::Leave { window: Duration::ZERO });
+    rig.gets(key);
+    rig.advance(Config::default().close_timeout);
+    assert_eq!(rig.gets(key), [Got::Close(1012)], "close_timeout bounds the wait");
+}
+
+#[test]
+fn a_rebalance_sends_a_share_away_and_the_shard_goes_on() {
+    let mut rig = Rig::new();
+    rig.link_up();
+    let keys: Vec<_> = (0..40).map(|n| rig.session(&format!("user{n}"), "phone")).collect();
+    drain(&mut rig, Order::Rebalance { per_mille: 250, window: Duration::from_secs(1) });
+    rig.advance(Duration::from_secs(1));
+    assert_eq!(keys.iter().filter(|key| !rig.is_open(**key)).count(), 10);
+    assert_eq!(rig.shard.leaves_by(), None);
+    let key = rig.session("late", "phone");
+    assert!(rig.is_open(key));
 }
