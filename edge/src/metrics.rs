@@ -58,9 +58,18 @@ impl<const N: usize> Family<N> {
     }
 }
 
-const STATUSES: [&str; 11] =
-    ["400", "403", "404", "405", "408", "413", "414", "426", "431", "503", "505"];
-const REASONS: [&str; 19] = [
+const STATUSES: [&str; 12] =
+    ["400", "403", "404", "405", "408", "413", "414", "426", "429", "431", "503", "505"];
+const LIMITS: [&str; 7] = [
+    "connections_max",
+    "handshakes_max",
+    "address_connections_max",
+    "address_connects_per_second",
+    "address_failures_per_second",
+    "user_connections_max",
+    "user_connects_per_second",
+];
+const REASONS: [&str; 20] = [
     "closed_by_peer",
     "vanished",
     "socket_failed",
@@ -77,6 +86,7 @@ const REASONS: [&str; 19] = [
     "slow_reader",
     "router_unavailable",
     "refused",
+    "user_limit",
     "going_away",
     "drained",
     "rebalanced",
@@ -92,6 +102,7 @@ macro_rules! counters {
         pub struct Counters {
             $( #[doc = $help] pub $field: Counter, )*
             refused: Family<{ STATUSES.len() }>,
+            limited: Family<{ LIMITS.len() }>,
             closed: Family<{ REASONS.len() }>,
             send_failures: Family<{ CODES.len() }>,
         }
@@ -101,6 +112,7 @@ macro_rules! counters {
                 Self {
                     $( $field: Counter::default(), )*
                     refused: Family::new(STATUSES),
+                    limited: Family::new(LIMITS),
                     closed: Family::new(REASONS),
                     send_failures: Family::new(CODES),
                 }
@@ -116,6 +128,7 @@ macro_rules! counters {
             )*
             shard_connections(out, shards);
             family(out, shards, "edge_refused_total", "status", "requests answered with an error instead of an upgrade", |s| &s.refused);
+            family(out, shards, "edge_limited_total", "limit", "clients not let in, by the limit that they ran into", |s| &s.limited);
             family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
             family(out, shards, "edge_send_failures_total", "code", "sends answered with an error, by code", |s| &s.send_failures);
         }
@@ -137,6 +150,8 @@ counters! {
     delivers, "counter", "edge_delivers_total", "Deliver messages handed to clients";
     stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";
     bad_router_messages, "counter", "edge_bad_router_messages_total", "router messages that could not be read";
+    handshakes, "gauge", "edge_handshakes", "connections between accept and upgrade";
+    throttled, "counter", "edge_throttled_total", "times that a client above its rate was not read from for a while";
     outbox_overflows, "counter", "edge_outbox_overflows_total", "connections ended because their outbox was full";
     receive_buffers_empty, "counter", "edge_receive_buffers_empty_total", "receives started again for want of a buffer";
     link_up, "gauge", "edge_link_up", "1 while a router has answered the hello";
@@ -152,6 +167,17 @@ impl Counters {
             *digit = b'0' + (status / place % 10) as u8;
         }
         self.refused.add(std::str::from_utf8(&label).unwrap_or_default(), 1);
+    }
+
+    /// A client was not let in because of this limit, which is called as its knob is.
+    pub fn limited(&self, limit: &'static str) {
+        self.limited.add(limit, 1);
+    }
+
+    /// How many clients were not let in because of this limit.
+    #[must_use]
+    pub fn limited_by(&self, limit: &str) -> u64 {
+        self.limited.get(limit)
     }
 
     /// A connection ended for this reason (`CloseReason::label`).

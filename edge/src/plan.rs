@@ -75,6 +75,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Handshakes that one shard may have in flight, where a core may have so many.
+    #[must_use]
+    pub fn handshakes_a_shard(&self, a_core: u32) -> usize {
+        (a_core as usize * self.cores / self.shards).max(1)
+    }
+
     /// Fits `config` to the machine.
     ///
     /// # Errors

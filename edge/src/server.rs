@@ -15,6 +15,7 @@ use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
 use crate::mesh::{Full, Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
 use crate::plan::Plan;
+use crate::quotas::Quotas;
 use crate::shard::{Shard, Share};
 use crate::shares::Shares;
 use crate::uplink::{EdgeIdentity, Uplink};
@@ -100,6 +101,8 @@ impl Edge {
         let shares = Arc::new(Shares::new(shards, plan.cores, plan.connections_a_shard));
         let link_up = Arc::new(AtomicBool::new(false));
         let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
+        let quotas = Arc::new(Quotas::default());
+        let handshakes_max = plan.handshakes_a_shard(config.limit.handshakes_max);
         let identity = EdgeIdentity {
             edge_id: config.edge_id.clone(),
             epoch: fastrand::u64(1..),
@@ -128,7 +131,7 @@ impl Edge {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
-            let (config, counters) = (config.clone(), counters.clone());
+            let (config, counted) = (config.clone(), (counters.clone(), quotas.clone()));
             let (mesh, shares) = (mesh.clone(), shares.clone());
             let (stop, started) = (stop.clone(), started.clone());
             let settings = Settings {
@@ -140,6 +143,7 @@ impl Edge {
             let share = Share {
                 connections_max: plan.connections_a_shard,
                 pool_bytes_max: plan.pool_bytes_max,
+                handshakes_max,
             };
             let cpu = cpus[usize::from(index) % plan.cores % cpus.len()];
             let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
@@ -147,7 +151,7 @@ impl Edge {
                 .io_memory(EXECUTOR_IO_BYTES)
                 .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move {
-                    let shard = Shard::new(index, config, share, counters, clock.now());
+                    let shard = Shard::new(index, config, share, counted, clock.now());
                     let driver =
                         Driver::new(settings, clock, shard, (mesh, shares), listener, link, stop);
                     let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::kind);

@@ -30,8 +30,10 @@ use crate::drain::Drain;
 use crate::http;
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Batch, LinkGeneration};
+use crate::meter::Allowance;
 use crate::metrics::Counters;
 use crate::pending::PendingSends;
+use crate::quotas::{Exceeded, Quota, Quotas};
 use crate::registry::Registry;
 use crate::timer::{Now, Tick, Wheel};
 use crate::ws;
@@ -130,6 +132,14 @@ pub struct Share {
     pub connections_max: usize,
     /// Memory that free send buffers may take, in bytes.
     pub pool_bytes_max: usize,
+    /// Handshakes in flight.
+    pub handshakes_max: usize,
+}
+
+impl Share {
+    /// A hundred connections: for a shard that is tried without sockets.
+    pub const SMALL: Self =
+        Self { connections_max: 100, pool_bytes_max: 1024 * 1024, handshakes_max: 100 };
 }
 
 /// What this shard knows of the link.
@@ -149,7 +159,14 @@ pub struct Shard {
     framing: ws::Settings,
     auth: Auth,
     counters: Arc<Counters>,
-    connections_max: usize,
+    share: Share,
+    /// Those of all shards.
+    quotas: Arc<Quotas>,
+    address_quota: Quota,
+    user_quota: Quota,
+    allowance: Allowance,
+    /// Connections between accept and upgrade.
+    handshakes: usize,
     conns: ConnSlab,
     registry: Registry,
     wheel: Wheel,
@@ -183,10 +200,9 @@ impl Shard {
         index: u16,
         config: Arc<Config>,
         share: Share,
-        counters: Arc<Counters>,
+        (counters, quotas): (Arc<Counters>, Arc<Quotas>),
         now: Now,
     ) -> Self {
-        let connections_max = share.connections_max;
         let routes = http::Routes {
             client_path: config.client_path.clone(),
             echo_path: config.echo_path.clone(),
@@ -199,8 +215,13 @@ impl Shard {
             framing,
             auth: Auth::Dev,
             counters,
-            connections_max,
-            conns: ConnSlab::new(connections_max + REFUSALS_MAX),
+            share,
+            quotas,
+            address_quota: config.limit.address_quota(),
+            user_quota: config.limit.user_quota(),
+            allowance: config.limit.allowance(),
+            handshakes: 0,
+            conns: ConnSlab::new(share.connections_max + REFUSALS_MAX),
             registry: Registry::default(),
             wheel: Wheel::new(now.tick),
             pool: BufferPool::new(share.pool_bytes_max),
@@ -298,25 +319,72 @@ impl Shard {
 
     fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
         self.counters.accepted.add(1);
-        let full = self.conns.len() >= self.connections_max || self.leaves_by().is_some();
+        let refusal = self.refusal_at_the_door();
         let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
             // Not even room for a refusal: the client sees its connection closed and comes back.
             self.counters.refused(503);
             self.outputs.push_back(Output::Close { socket, busy: false });
             return;
         };
-        self.counters.connections.set(self.conns.len() as u64);
+        self.handshakes += 1;
+        self.count_held();
         self.outputs.push_back(Output::Receive { key, socket });
         self.schedule(key, now.tick.after(self.config.handshake_timeout));
-        if full {
-            self.refuse(now, key, &http::Refusal::overloaded());
+        match refusal {
+            Some(refusal) => self.refuse(now, key, &refusal),
+            None => self.enter_address(now, key),
         }
+    }
+
+    /// Whom this shard has no room for is told so before anything else is done.
+    fn refusal_at_the_door(&self) -> Option<http::Refusal> {
+        if self.conns.len() >= self.share.connections_max {
+            self.counters.limited("connections_max");
+            Some(http::Refusal::overloaded())
+        } else if self.handshakes >= self.share.handshakes_max {
+            self.counters.limited("handshakes_max");
+            Some(http::Refusal::busy())
+        } else {
+            self.leaves_by().map(|_| http::Refusal::overloaded())
+        }
+    }
+
+    /// Counts a client where its address is known, or refuses it.
+    fn enter_address(&mut self, now: Now, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match self.quotas.enter_address(conn.peer, now.tick, &self.address_quota) {
+            Ok(counted) => conn.counted.address = counted,
+            Err(exceeded) => {
+                self.counters.limited(match exceeded {
+                    Exceeded::Connections => "address_connections_max",
+                    Exceeded::Connects => "address_connects_per_second",
+                    Exceeded::Failures => "address_failures_per_second",
+                });
+                self.refuse(now, key, &http::Refusal::too_many());
+            }
+        }
+    }
+
+    /// Takes a client's fault into account of its address.
+    fn note_failure(&self, now: Now, key: ConnKey) {
+        if let Some(conn) = self.conns.get(key) {
+            self.quotas.fail_address(conn.peer, now.tick, &self.address_quota);
+        }
+    }
+
+    fn count_held(&self) {
+        self.counters.connections.set(self.conns.len() as u64);
+        self.counters.handshakes.set(self.handshakes as u64);
     }
 
     fn handle_received(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
         self.counters.received_bytes.add(bytes.len() as u64);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.last_heard = now.tick;
+        let since = std::mem::replace(&mut conn.last_heard, now.tick);
+        if self.allowance.limits() {
+            conn.meter.pass_time(since, now.tick, &self.allowance);
+            conn.meter.add_bytes(bytes.len());
+        }
         match &mut conn.phase {
             Phase::Head { .. } => self.handle_head(now, key, bytes),
             Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
@@ -324,6 +392,30 @@ impl Shard {
                 self.handle_frames(now, key, bytes);
             }
         }
+        self.throttle(now, key);
+        self.update_receiving(key);
+    }
+
+    /// Stops reading from a client that is above its rate, until its timer says that it is within it again.
+    fn throttle(&mut self, now: Now, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let ticks = match conn.phase {
+            Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
+            Phase::Head { .. } | Phase::Connecting(_) | Phase::Closing(_) => 0,
+        };
+        if ticks > 0 && !conn.throttled {
+            conn.throttled = true;
+            self.counters.throttled.add(1);
+            self.schedule(key, Tick(now.tick.0.saturating_add(ticks)));
+        }
+    }
+
+    /// Reads again from a client that was throttled; what it says now counts as life from now on.
+    fn end_throttle(&mut self, now: Now, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.throttled = false;
+        let since = std::mem::replace(&mut conn.last_heard, now.tick);
+        conn.meter.pass_time(since, now.tick, &self.allowance);
         self.update_receiving(key);
     }
 
@@ -362,6 +454,7 @@ impl Shard {
             http::Outcome::Incomplete => return,
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
+        self.handshakes -= 1;
         let deadline = match &upgrade.route {
             http::Route::Client(subprotocol) => {
                 conn.phase = Phase::Connecting(match subprotocol {
@@ -395,6 +488,11 @@ impl Shard {
                 Ok((taken, item)) => {
                     at += taken;
                     let Some(item) = item else { continue };
+                    if self.allowance.limits()
+                        && let Some(conn) = self.conns.get_mut(key)
+                    {
+                        conn.meter.add_message();
+                    }
                     if let Err(reason) = self.handle_item(now, key, item) {
                         break Err(reason);
                     }
@@ -501,6 +599,10 @@ impl Shard {
 
     fn handle_timer(&mut self, now: Now, key: ConnKey) {
         let Some(conn) = self.conns.get(key) else { return };
+        if conn.throttled {
+            self.end_throttle(now, key);
+        }
+        let Some(conn) = self.conns.get(key) else { return };
         let mode = match &conn.phase {
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
             Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
@@ -528,6 +630,9 @@ impl Shard {
     /// Begins the end of a connection: says why where the protocol has a way to, then waits for the peer.
     fn close(&mut self, now: Now, key: ConnKey, reason: CloseReason) {
         self.leave(key);
+        if matches!(reason, CloseReason::Unauthenticated | CloseReason::BadConnect) {
+            self.note_failure(now, key);
+        }
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Closing(closing) => {
@@ -559,8 +664,15 @@ impl Shard {
 
     /// Answers the request with a refusal instead of an upgrade.
     fn refuse(&mut self, now: Now, key: ConnKey, refusal: &http::Refusal) {
+        // Not those whom it is our turn to let in.
+        if !matches!(refusal.status, 429 | 503) {
+            self.note_failure(now, key);
+        }
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.counters.refused(refusal.status);
+        if matches!(conn.phase, Phase::Head { .. }) {
+            self.handshakes -= 1;
+        }
         refusal.write(conn.outbox.writer(&mut self.pool));
         conn.phase = Phase::Closing(Closing {
             reason: CloseReason::Refused(refusal.status),
@@ -603,9 +715,15 @@ impl Shard {
             let receives = matches!(conn.receiving, Receiving::Armed | Receiving::Stopping);
             let busy = receives || conn.sending == Sending::InFlight;
             self.outputs.push_back(Output::Close { socket: conn.socket, busy });
+            if matches!(conn.phase, Phase::Head { .. }) {
+                self.handshakes -= 1;
+            }
+            if conn.counted.address {
+                self.quotas.leave_address(conn.peer);
+            }
         }
         self.counters.closed(reason.label());
-        self.counters.connections.set(self.conns.len() as u64);
+        self.count_held();
     }
 
     /// Takes a session out of the registry and tells the router.
@@ -613,6 +731,9 @@ impl Shard {
         let Some(conn) = self.conns.get(key) else { return };
         let Some(session) = conn.session() else { return };
         let user = session.user;
+        if conn.counted.user {
+            self.quotas.leave_user(&user);
+        }
         self.registry.remove(&self.conns, key);
         self.registry.shrink(&self.conns);
         let connection = key.to_connection_id(self.index);
@@ -639,6 +760,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let sends = conn.session().map_or(0, |s| s.sends_in_flight);
         let wanted = conn.outbox.bytes() <= OUTBOX_READ_BYTES_MAX
+            && !conn.throttled
             && u32::from(sends) < self.config.sends_in_flight_max
             && !(congested && conn.session().is_some());
         match conn.receiving {

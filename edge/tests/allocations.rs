@@ -6,7 +6,6 @@ use std::sync::Arc;
 use hawser_edge::config::Config;
 use hawser_edge::conn::{ConnKey, Peer};
 use hawser_edge::mesh::Mesh;
-use hawser_edge::metrics::Counters;
 use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::{Now, Tick};
 use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
@@ -20,9 +19,6 @@ const HEAD: &[u8] =
     b"GET /ws HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Protocol: hawser.v1.proto\r\n\r\n";
-
-/// What the shard may have.
-const SHARE: Share = Share { connections_max: 100, pool_bytes_max: 1024 * 1024 };
 
 /// One shard with its uplink, between a client and a router that are played by the test. Every buffer of the test
 /// itself is used again as well, so that what is counted is the edge's.
@@ -39,7 +35,7 @@ impl Edge {
     fn new() -> Self {
         let config = Arc::new(Config::default());
         let now = Now { tick: Tick(1), unix_ms: 1_790_000_000_000 };
-        let shard = Shard::new(0, config, SHARE, Arc::new(Counters::default()), now);
+        let shard = Shard::new(0, config, Share::SMALL, Default::default(), now);
         let identity = EdgeIdentity { edge_id: "edge".into(), epoch: 1, region: String::new() };
         let uplink = Uplink::new(identity, 1, 1);
         let mesh = Mesh::new(1).expect("an eventfd");

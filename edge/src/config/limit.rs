@@ -1,7 +1,99 @@
 //! What one connection, user and address may do, and how many handshakes a core takes on.
 
 use clap::Args;
+use hawser_proto::knobs::{byte_size, count};
+
+use crate::meter::{Allowance, BURST_MAX, BYTE_UNIT, Rate};
+use crate::quotas::Quota;
+
+/// Beyond this a limit limits nothing.
+const RATE_CEILING: u64 = 1_000_000;
 
 /// The knobs; each stands beside its like in [`super::Config`].
 #[derive(Args, Clone, Debug)]
-pub struct LimitKnobs {}
+pub struct LimitKnobs {
+    /// Frames a second from one connection, pings included; a client above it is not read from until it is within its rate again, so
+    /// nothing is lost. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub messages_per_second: Option<u32>,
+
+    /// Bytes a second from one connection, in the same way. Left out: no limit
+    #[arg(long, value_name = "SIZE", value_parser = byte_size(BYTE_UNIT as usize..=128 << 20))]
+    pub bytes_per_second: Option<usize>,
+
+    /// Seconds of its rates that a connection may use at once, 1 to 60. A client that comes back with a backlog needs some
+    #[arg(long, value_name = "NUMBER", default_value = "5", value_parser = count::<u32>(1..=60))]
+    pub burst_seconds: u32,
+
+    /// Connections from one address (IPv6: one network of 64 bits) at one time; more are answered with 429. Behind a carrier's NAT
+    /// thousands share one. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub address_connections_max: Option<u32>,
+
+    /// Connects a second from one address, ten seconds' worth at once; more are answered with 429. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub address_connects_per_second: Option<u32>,
+
+    /// Failures a second of one address (bad requests, bad tokens, broken TLS handshakes), ten seconds' worth at once; beyond that it
+    /// gets 429 until they are forgotten. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub address_failures_per_second: Option<u32>,
+
+    /// Connections of one user at one time on this edge; one more is told OVERLOADED and closed with 1013. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub user_connections_max: Option<u32>,
+
+    /// Connects a second of one user on this edge, ten seconds' worth at once, in the same way. Left out: no limit
+    #[arg(long, value_name = "NUMBER", value_parser = count::<u32>(1..=RATE_CEILING))]
+    pub user_connects_per_second: Option<u32>,
+
+    /// Handshakes in flight a core, from accept to the upgrade; one more is told 503 with Retry-After before anything is done for it
+    /// (on a port with TLS: cut off with an alert), so that a storm is answered and does not become a stall. The default bounds the
+    /// memory of TLS handshakes to some 100 MB a core
+    #[arg(long, value_name = "NUMBER", default_value = "4096", value_parser = count::<u32>(1..=1_000_000))]
+    pub handshakes_max: u32,
+}
+
+/// Seconds of the rates of addresses and users that may be used at once.
+const QUOTA_BURST_SECONDS: u32 = 10;
+
+impl LimitKnobs {
+    /// What a connection may do.
+    #[must_use]
+    pub fn allowance(&self) -> Allowance {
+        let rate = |per_second| rate(per_second, self.burst_seconds);
+        // The range of the knob fits 32 bits.
+        let units = |bytes: usize| (bytes as u64).div_ceil(u64::from(BYTE_UNIT)) as u32;
+        Allowance {
+            messages: self.messages_per_second.map(rate),
+            bytes: self.bytes_per_second.map(units).map(rate),
+        }
+    }
+
+    /// What an address may do.
+    #[must_use]
+    pub fn address_quota(&self) -> Quota {
+        let rate = |per_second| rate(per_second, QUOTA_BURST_SECONDS);
+        Quota {
+            connections_max: self.address_connections_max,
+            connects: self.address_connects_per_second.map(rate),
+            failures: self.address_failures_per_second.map(rate),
+        }
+    }
+
+    /// What a user may do.
+    #[must_use]
+    pub fn user_quota(&self) -> Quota {
+        Quota {
+            connections_max: self.user_connections_max,
+            connects: self
+                .user_connects_per_second
+                .map(|per_second| rate(per_second, QUOTA_BURST_SECONDS)),
+            failures: None,
+        }
+    }
+}
+
+fn rate(per_second: u32, burst_seconds: u32) -> Rate {
+    Rate { per_second, burst: per_second.saturating_mul(burst_seconds).min(BURST_MAX) }
+}

@@ -40,6 +40,8 @@ pub enum CloseReason {
     RouterUnavailable,
     /// The request was answered with this HTTP status instead of an upgrade.
     Refused(u16),
+    /// The user has as many connections, or connects as often, as one may.
+    UserLimit,
     /// The edge stops.
     GoingAway,
     /// The edge is being drained: come back to another one.
@@ -64,7 +66,7 @@ impl CloseReason {
             | Self::Replaced
             | Self::Operator
             | Self::PingMissing => Some(1008),
-            Self::SlowReader | Self::RouterUnavailable => Some(1013),
+            Self::SlowReader | Self::RouterUnavailable | Self::UserLimit => Some(1013),
             Self::GoingAway => Some(1001),
             // Service restart (IANA registry of close codes): come back soon.
             Self::Drained | Self::Rebalanced => Some(1012),
@@ -92,6 +94,7 @@ impl CloseReason {
             Self::SlowReader => "too much unread",
             Self::RouterUnavailable => "no router, try again",
             Self::Refused(_) => "request refused",
+            Self::UserLimit => "too many connections or connects of this user",
             Self::GoingAway => "going away",
             Self::Drained => "this edge is being drained",
             Self::Rebalanced => "this edge is sending clients to others",
@@ -118,6 +121,7 @@ impl CloseReason {
             Self::SlowReader => "slow_reader",
             Self::RouterUnavailable => "router_unavailable",
             Self::Refused(_) => "refused",
+            Self::UserLimit => "user_limit",
             Self::GoingAway => "going_away",
             Self::Drained => "drained",
             Self::Rebalanced => "rebalanced",

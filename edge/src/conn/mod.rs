@@ -18,6 +18,7 @@ use std::num::NonZeroU64;
 use arrayvec::ArrayString;
 
 use crate::limits;
+use crate::meter::Meter;
 use crate::timer::{Tick, TimerEntry};
 use crate::ws::Decoder;
 
@@ -254,6 +255,21 @@ pub struct Connection {
     pub receiving: Receiving,
     /// Whether the driver sends for it.
     pub sending: Sending,
+    /// Above its rate: it is not read from until its timer says so.
+    pub throttled: bool,
+    /// Where it has been counted ([`crate::quotas`]).
+    pub counted: Counted,
+    /// What it owes for what it said lately.
+    pub meter: Meter,
+}
+
+/// The quotas that a connection takes part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// Of its address.
+    pub address: bool,
+    /// Of its user.
+    pub user: bool,
 }
 
 const _: () = assert!(size_of::<Connection>() <= limits::CONNECTION_BYTES_MAX);
@@ -273,6 +289,9 @@ impl Connection {
             last_heard: now,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
+            throttled: false,
+            counted: Counted::default(),
+            meter: Meter::default(),
         }
     }
 

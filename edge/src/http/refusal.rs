@@ -65,6 +65,24 @@ impl Refusal {
         }
     }
 
+    /// 503: more handshakes are under way than a core takes on at a time.
+    #[must_use]
+    pub const fn busy() -> Self {
+        Self {
+            headers: "Retry-After: 2\r\n",
+            ..Self::new(503, "too many clients are connecting at this moment")
+        }
+    }
+
+    /// 429: this address has all that one may have (RFC 6585 section 4).
+    #[must_use]
+    pub const fn too_many() -> Self {
+        Self {
+            headers: "Retry-After: 10\r\n",
+            ..Self::new(429, "too many connections, connects or failures from this address")
+        }
+    }
+
     /// 408: the head did not come in time.
     #[must_use]
     pub const fn timed_out() -> Self {
@@ -96,6 +114,7 @@ const fn phrase(status: u16) -> &'static str {
         408 => "Request Timeout",
         414 => "URI Too Long",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
@@ -131,6 +150,8 @@ mod tests {
             (Refusal::UPGRADE, &["Upgrade: websocket", "Connection: close, Upgrade"]),
             (Refusal::WEBSOCKET_VERSION, &["Sec-WebSocket-Version: 13", "Upgrade: websocket"]),
             (Refusal::overloaded(), &["Retry-After: 5"]),
+            (Refusal::busy(), &["HTTP/1.1 503 Service Unavailable", "Retry-After: 2"]),
+            (Refusal::too_many(), &["HTTP/1.1 429 Too Many Requests", "Retry-After: 10"]),
             (Refusal::timed_out(), &["HTTP/1.1 408 Request Timeout"]),
         ] {
             let answer = answer(refusal);

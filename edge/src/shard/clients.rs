@@ -12,6 +12,7 @@ use super::{CLIENT_KINDS_MAX, Shard, open_batch};
 use crate::client;
 use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Phase, Session};
 use crate::limits;
+use crate::quotas::Exceeded;
 use crate::timer::Now;
 
 /// Why a Send is refused at once: code, text, and whether the same may work later.
@@ -106,6 +107,12 @@ impl Shard {
         if let Some(older) = self.registry.find_device(&self.conns, &user, &device) {
             self.replace(now, older);
         }
+        if let Err(exceeded) = self.enter_user(now, key, &user) {
+            self.counters.limited(exceeded);
+            let text = CloseReason::UserLimit.text();
+            self.tell_error(key, Code::Overloaded.into(), text, true);
+            return Err(CloseReason::UserLimit);
+        }
         let client = self.client_number(connect.client_kind, connect.client_version);
         let session = Session {
             user,
@@ -124,6 +131,19 @@ impl Shard {
         self.registry.insert(&self.conns, key);
         self.schedule(key, now.tick.after(self.config.connect_timeout));
         self.register(key, false);
+        Ok(())
+    }
+
+    /// Counts a connection of this user, or says which limit it runs into. One that replaces another counts until that one has gone.
+    fn enter_user(&mut self, now: Now, key: ConnKey, user: &str) -> Result<(), &'static str> {
+        let counted = self.quotas.enter_user(user, now.tick, &self.user_quota);
+        let counted = counted.map_err(|exceeded| match exceeded {
+            Exceeded::Connections => "user_connections_max",
+            Exceeded::Connects | Exceeded::Failures => "user_connects_per_second",
+        })?;
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.counted.user = counted;
+        }
         Ok(())
     }
 

@@ -1,7 +1,5 @@
 //! What an operator asks of this shard.
 
-use std::sync::Arc;
-
 use hawser_proto::view::client::{GoAway, ServerFrame};
 
 use super::Shard;
@@ -23,7 +21,12 @@ impl Shard {
 
     fn handle_command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Reload(config) => self.config = Arc::clone(&config),
+            Command::Reload(config) => {
+                self.address_quota = config.limit.address_quota();
+                self.user_quota = config.limit.user_quota();
+                self.allowance = config.limit.allowance();
+                self.config = config;
+            }
             Command::Drain(order) => self.begin_drain(now, order),
         }
     }

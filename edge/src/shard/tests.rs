@@ -18,9 +18,6 @@ const HEAD: &str = "GET /ws HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConn
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Protocol: hawser.v1.proto\r\n\r\n";
 
-/// What the shard may have.
-const SHARE: Share = Share { connections_max: 100, pool_bytes_max: 1024 * 1024 };
-
 /// One shard, its lane, and the sockets of its clients.
 struct Rig {
     shard: Shard,
@@ -49,7 +46,7 @@ impl Rig {
         let mut config = Config::default();
         change(&mut config);
         let now = Now { tick: Tick(0), unix_ms: 1_000_000 };
-        let shard = Shard::new(0, Arc::new(config), SHARE, Arc::new(Counters::default()), now);
+        let shard = Shard::new(0, Arc::new(config), Share::SMALL, Default::default(), now);
         Self { shard, mesh: Mesh::new(1).unwrap(), now, link: 0, sockets: 0, outputs: Vec::new() }
     }
 
@@ -705,4 +702,78 @@ fn a_rebalance_sends_a_share_away_and_the_shard_goes_on() {
     assert_eq!(rig.shard.leaves_by(), None);
     let key = rig.session("late", "phone");
     assert!(rig.is_open(key));
+}
+
+#[test]
+fn a_client_above_its_rate_is_not_read_from_until_it_is_within_it_again() {
+    let mut rig = Rig::with(|config| {
+        config.limit.messages_per_second = Some(10);
+        config.limit.burst_seconds = 1;
+    });
+    rig.link_up();
+    let (key, other) = (rig.session("alice", "phone"), rig.session("bob", "phone"));
+    for nonce in 0..15 {
+        rig.says(key, ClientFrame::Ping(Ping { nonce }));
+    }
+    assert_eq!(rig.gets(key).len(), 15, "what came is answered");
+    assert!(!rig.is_read_from(key) && rig.is_read_from(other));
+    rig.shard.apply(rig.now, Event::ReceiveStopped { key });
+    rig.advance(Duration::from_millis(600));
+    assert!(rig.is_read_from(key), "16 frames with Connect, ten at once, ten a second");
+    assert_eq!(rig.shard.counters.throttled.get(), 1);
+    rig.advance(Duration::from_secs(30));
+    assert!(rig.is_open(key), "the wait was no silence");
+}
+
+#[test]
+fn past_the_handshakes_of_a_core_clients_are_told_503_at_once() {
+    let mut rig = Rig::new();
+    rig.shard.share.handshakes_max = 2;
+    let first = rig.accept();
+    rig.accept();
+    let third = rig.accept();
+    assert_eq!(rig.gets(third), [Got::Http(503)]);
+    assert_eq!(rig.shard.counters.limited_by("handshakes_max"), 1);
+    rig.receive(first, HEAD.as_bytes());
+    let fourth = rig.accept();
+    assert_eq!(rig.gets(fourth), []);
+    assert_eq!(rig.shard.counters.handshakes.get(), 2);
+}
+
+#[test]
+fn an_address_with_too_many_connections_or_failures_is_told_429() {
+    let mut rig = Rig::with(|config| config.limit.address_connections_max = Some(2));
+    let first = rig.accept();
+    rig.accept();
+    let third = rig.accept();
+    assert_eq!(rig.gets(third), [Got::Http(429)]);
+    rig.shard.apply(rig.now, Event::Ended { key: first, errno: 0 });
+    let fourth = rig.accept();
+    assert_eq!(rig.gets(fourth), []);
+
+    let mut rig = Rig::with(|config| config.limit.address_failures_per_second = Some(1));
+    for _ in 0..10 {
+        let key = rig.accept();
+        rig.receive(key, b"\x16\x03\x01 not HTTP\r\n\r\n");
+        assert_eq!(rig.gets(key), [Got::Http(400)]);
+    }
+    let key = rig.accept();
+    assert_eq!(rig.gets(key), [Got::Http(429)]);
+    rig.advance(Duration::from_secs(1));
+    let key = rig.accept();
+    assert_eq!(rig.gets(key), []);
+}
+
+#[test]
+fn a_user_has_so_many_connections_and_a_device_that_comes_back_counts_once() {
+    let mut rig = Rig::with(|config| config.limit.user_connections_max = Some(2));
+    rig.link_up();
+    rig.session("alice", "phone");
+    rig.session("alice", "laptop");
+    rig.session("alice", "phone");
+    let key = rig.connecting();
+    rig.says(key, connect("alice", "watch"));
+    assert_eq!(rig.gets(key), [frame("error CODE_OVERLOADED"), Got::Close(1013)]);
+    rig.session("bob", "watch");
+    assert_eq!(rig.shard.counters.limited_by("user_connections_max"), 1);
 }

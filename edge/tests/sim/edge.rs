@@ -7,7 +7,6 @@ use std::time::Duration;
 use hawser_edge::config::Config;
 use hawser_edge::conn::{ConnKey, Peer};
 use hawser_edge::mesh::{Mesh, UPLINK_SHARD};
-use hawser_edge::metrics::Counters;
 use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::Now;
 use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
@@ -24,9 +23,6 @@ pub(crate) const SHARDS: u16 = 2;
 const REFUSED: i32 = 111;
 /// `EPIPE`.
 const BROKEN_PIPE: i32 = 32;
-
-/// What the shard may have.
-const SHARE: Share = Share { connections_max: 100, pool_bytes_max: 1024 * 1024 };
 
 /// See the module.
 pub(crate) struct Edge {
@@ -75,7 +71,7 @@ impl Edge {
     pub(crate) fn start(env: &mut Env, name: &str, config: &Arc<Config>, skew_ms: i64) -> Self {
         let now = env.edge_now(skew_ms);
         let station = |index| Station {
-            shard: Shard::new(index, Arc::clone(config), SHARE, Arc::new(Counters::default()), now),
+            shard: Shard::new(index, Arc::clone(config), Share::SMALL, Default::default(), now),
             sockets: Vec::new(),
             accepting: VecDeque::new(),
         };
