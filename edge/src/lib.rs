@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod pending;
 pub mod plan;
 pub mod probe;
+pub mod proxy;
 pub mod registry;
 pub mod server;
 pub mod shard;
