@@ -4,6 +4,7 @@
 use hawser_edge::client;
 use hawser_edge::conn::Codec;
 use hawser_edge::http::{self, Outcome, Routes};
+use hawser_edge::proxy;
 use hawser_edge::ws::{Decoder, Item, Pool, ProtocolError, Role, Settings};
 use hawser_proto::framing::{LENGTH_BYTES, first_frame};
 use hawser_proto::view::client::ServerFrame;
@@ -136,4 +137,21 @@ pub(crate) fn link_frame(input: &[u8]) {
 /// The message of a batch of one; nothing, which reads as unknown, when that was not written.
 fn first_message(batch: &[u8]) -> &[u8] {
     Batch::new(batch).next_message().expect("a good batch").unwrap_or_default()
+}
+
+/// A PROXY header comes to the same however it is cut, lies within its bound, and does not depend on what is behind it.
+pub(crate) fn proxy_header(input: &[u8]) {
+    let whole = proxy::read_header(input);
+    let single = (0..=input.len())
+        .map(|end| proxy::read_header(&input[..end]))
+        .find(|outcome| *outcome != Ok(None));
+    assert_eq!(single.unwrap_or(Ok(None)), whole, "byte by byte and in a piece");
+    match whole {
+        Ok(None) => assert!(input.len() < proxy::V2_BYTES_MAX),
+        Ok(Some(header)) => {
+            assert!(header.header_bytes <= proxy::V2_BYTES_MAX);
+            assert_eq!(proxy::read_header(&input[..header.header_bytes]), whole);
+        }
+        Err(_) => {}
+    }
 }

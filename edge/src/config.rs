@@ -345,7 +345,7 @@ fn log_filter(text: &str) -> Result<Targets, Unfit> {
 mod tests {
     use super::*;
 
-    fn read(flags: &[&str]) -> Result<Config, String> {
+    pub(super) fn read(flags: &[&str]) -> Result<Config, String> {
         let args = std::iter::once("hawser-edge").chain(flags.iter().copied()).map(OsString::from);
         Config::read(args, []).map_err(|unread| match unread {
             Unread::Usage(UsageError(sentence)) => sentence,

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod pending;
 pub mod plan;
 pub mod probe;
+pub mod proxy;
 pub mod quotas;
 pub mod registry;
 pub mod server;

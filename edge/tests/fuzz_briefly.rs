@@ -150,3 +150,21 @@ fn link_batches_near_good_ones() {
     RouterMessage::Receipt(link::Receipt::default()).write(&mut router);
     run(bodies::link_frame, &[edge, router]);
 }
+
+#[test]
+fn proxy_headers_near_good_ones() {
+    let v2 = |version_command, family, block: &[u8]| {
+        let fixed = [version_command, family, 0, block.len() as u8];
+        [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &fixed, block].concat()
+    };
+    let seeds = [
+        b"PROXY TCP4 192.0.2.1 10.0.0.1 49152 443\r\n".to_vec(),
+        b"PROXY TCP6 2001:db8::1 ::ffff:10.0.0.1 49152 443\r\n".to_vec(),
+        b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n".to_vec(),
+        v2(0x21, 0x11, &[192, 0, 2, 1, 10, 0, 0, 1, 0xc0, 0, 1, 0xbb, 3, 0, 4, 1, 2, 3, 4]),
+        v2(0x21, 0x21, &[7; 36]),
+        v2(0x21, 0x31, &[b'/'; 216]),
+        v2(0x20, 0x00, &[]),
+    ];
+    run(bodies::proxy_header, &seeds);
+}
