@@ -69,7 +69,7 @@ const LIMITS: [&str; 7] = [
     "user_connections_max",
     "user_connects_per_second",
 ];
-const REASONS: [&str; 20] = [
+const REASONS: [&str; 21] = [
     "closed_by_peer",
     "vanished",
     "socket_failed",
@@ -86,6 +86,7 @@ const REASONS: [&str; 20] = [
     "slow_reader",
     "router_unavailable",
     "refused",
+    "proxy_header",
     "user_limit",
     "going_away",
     "drained",

@@ -6,6 +6,7 @@
 
 mod clients;
 mod commands;
+mod door;
 mod routers;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks at a few and prints the rest")]
@@ -23,8 +24,8 @@ use crate::auth::Auth;
 use crate::client;
 use crate::config::Config;
 use crate::conn::{
-    self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Connection, Mode,
-    Peer, Phase, Receiving, Sending, Session,
+    self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Mode, Peer,
+    Phase, Receiving, Sending, Session,
 };
 use crate::drain::Drain;
 use crate::http;
@@ -33,7 +34,7 @@ use crate::mesh::{Batch, LinkGeneration};
 use crate::meter::Allowance;
 use crate::metrics::Counters;
 use crate::pending::PendingSends;
-use crate::quotas::{Exceeded, Quota, Quotas};
+use crate::quotas::{Quota, Quotas};
 use crate::registry::Registry;
 use crate::timer::{Now, Tick, Wheel};
 use crate::ws;
@@ -317,66 +318,6 @@ impl Shard {
         }
     }
 
-    fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
-        self.counters.accepted.add(1);
-        let refusal = self.refusal_at_the_door();
-        let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
-            // Not even room for a refusal: the client sees its connection closed and comes back.
-            self.counters.refused(503);
-            self.outputs.push_back(Output::Close { socket, busy: false });
-            return;
-        };
-        self.handshakes += 1;
-        self.count_held();
-        self.outputs.push_back(Output::Receive { key, socket });
-        self.schedule(key, now.tick.after(self.config.handshake_timeout));
-        match refusal {
-            Some(refusal) => self.refuse(now, key, &refusal),
-            None => self.enter_address(now, key),
-        }
-    }
-
-    /// Whom this shard has no room for is told so before anything else is done.
-    fn refusal_at_the_door(&self) -> Option<http::Refusal> {
-        if self.conns.len() >= self.share.connections_max {
-            self.counters.limited("connections_max");
-            Some(http::Refusal::overloaded())
-        } else if self.handshakes >= self.share.handshakes_max {
-            self.counters.limited("handshakes_max");
-            Some(http::Refusal::busy())
-        } else {
-            self.leaves_by().map(|_| http::Refusal::overloaded())
-        }
-    }
-
-    /// Counts a client where its address is known, or refuses it.
-    fn enter_address(&mut self, now: Now, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        match self.quotas.enter_address(conn.peer, now.tick, &self.address_quota) {
-            Ok(counted) => conn.counted.address = counted,
-            Err(exceeded) => {
-                self.counters.limited(match exceeded {
-                    Exceeded::Connections => "address_connections_max",
-                    Exceeded::Connects => "address_connects_per_second",
-                    Exceeded::Failures => "address_failures_per_second",
-                });
-                self.refuse(now, key, &http::Refusal::too_many());
-            }
-        }
-    }
-
-    /// Takes a client's fault into account of its address.
-    fn note_failure(&self, now: Now, key: ConnKey) {
-        if let Some(conn) = self.conns.get(key) {
-            self.quotas.fail_address(conn.peer, now.tick, &self.address_quota);
-        }
-    }
-
-    fn count_held(&self) {
-        self.counters.connections.set(self.conns.len() as u64);
-        self.counters.handshakes.set(self.handshakes as u64);
-    }
-
     fn handle_received(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
         self.counters.received_bytes.add(bytes.len() as u64);
         let Some(conn) = self.conns.get_mut(key) else { return };
@@ -385,15 +326,26 @@ impl Shard {
             conn.meter.pass_time(since, now.tick, &self.allowance);
             conn.meter.add_bytes(bytes.len());
         }
-        match &mut conn.phase {
+        if matches!(conn.phase, Phase::Proxy { .. }) {
+            self.handle_proxy_header(now, key, bytes);
+        } else {
+            self.handle_input(now, key, bytes);
+        }
+        self.throttle(now, key);
+        self.update_receiving(key);
+    }
+
+    /// What the client said, without what a balancer or TLS wrapped around it.
+    fn handle_input(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
+        let Some(conn) = self.conns.get(key) else { return };
+        match &conn.phase {
             Phase::Head { .. } => self.handle_head(now, key, bytes),
+            Phase::Proxy { .. } => {}
             Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
             Phase::Echo | Phase::Connecting(_) | Phase::Session(_) | Phase::Closing(_) => {
                 self.handle_frames(now, key, bytes);
             }
         }
-        self.throttle(now, key);
-        self.update_receiving(key);
     }
 
     /// Stops reading from a client that is above its rate, until its timer says that it is within it again.
@@ -401,7 +353,9 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let ticks = match conn.phase {
             Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
-            Phase::Head { .. } | Phase::Connecting(_) | Phase::Closing(_) => 0,
+            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Connecting(_) | Phase::Closing(_) => {
+                0
+            }
         };
         if ticks > 0 && !conn.throttled {
             conn.throttled = true;
@@ -532,7 +486,7 @@ impl Shard {
                         let codec = session.codec;
                         self.handle_payload(now, key, codec, text, payload)
                     }
-                    Phase::Head { .. } | Phase::Closing(_) => Ok(()),
+                    Phase::Proxy { .. } | Phase::Head { .. } | Phase::Closing(_) => Ok(()),
                 }
             }
             ws::Item::Ping(payload) => {
@@ -566,8 +520,16 @@ impl Shard {
                 return;
             }
             Phase::Closing(closing) => closing.reason,
-            Phase::Head { .. } | Phase::Echo | Phase::Connecting(_) | Phase::Session(_) => {
-                if errno == 0 { CloseReason::Vanished } else { CloseReason::SocketFailed }
+            Phase::Proxy { .. }
+            | Phase::Head { .. }
+            | Phase::Echo
+            | Phase::Connecting(_)
+            | Phase::Session(_) => {
+                if errno == 0 {
+                    CloseReason::Vanished
+                } else {
+                    CloseReason::SocketFailed
+                }
             }
         };
         self.remove(key, reason);
@@ -580,9 +542,11 @@ impl Shard {
         if result.is_err() {
             let reason = match &conn.phase {
                 Phase::Closing(closing) => closing.reason,
-                Phase::Head { .. } | Phase::Echo | Phase::Connecting(_) | Phase::Session(_) => {
-                    CloseReason::SocketFailed
-                }
+                Phase::Proxy { .. }
+                | Phase::Head { .. }
+                | Phase::Echo
+                | Phase::Connecting(_)
+                | Phase::Session(_) => CloseReason::SocketFailed,
             };
             self.remove(key, reason);
             return;
@@ -604,6 +568,7 @@ impl Shard {
         }
         let Some(conn) = self.conns.get(key) else { return };
         let mode = match &conn.phase {
+            Phase::Proxy { .. } => return self.remove(key, CloseReason::ProxyHeader),
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
             Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
@@ -641,7 +606,7 @@ impl Shard {
                 closing.stage = CloseStage::Flush;
                 closing.peer_closed |= answered;
             }
-            Phase::Head { .. } => return self.remove(key, reason),
+            Phase::Proxy { .. } | Phase::Head { .. } => return self.remove(key, reason),
             phase @ (Phase::Echo | Phase::Connecting(_) | Phase::Session(_)) => {
                 // A peer whose framing is broken could not be understood when it answers.
                 let peer_closed = matches!(reason, CloseReason::ClosedByPeer(_));
@@ -670,7 +635,7 @@ impl Shard {
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.counters.refused(refusal.status);
-        if matches!(conn.phase, Phase::Head { .. }) {
+        if conn.phase.is_handshake() {
             self.handshakes -= 1;
         }
         refusal.write(conn.outbox.writer(&mut self.pool));
@@ -715,7 +680,7 @@ impl Shard {
             let receives = matches!(conn.receiving, Receiving::Armed | Receiving::Stopping);
             let busy = receives || conn.sending == Sending::InFlight;
             self.outputs.push_back(Output::Close { socket: conn.socket, busy });
-            if matches!(conn.phase, Phase::Head { .. }) {
+            if conn.phase.is_handshake() {
                 self.handshakes -= 1;
             }
             if conn.counted.address {
@@ -791,7 +756,7 @@ impl Shard {
         let codec = match &conn.phase {
             Phase::Connecting(codec) => *codec,
             Phase::Session(session) => session.codec,
-            Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
+            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
         };
         client::write(codec, frame, conn.outbox.writer(&mut self.pool));
         self.counters.sent_messages.add(1);

@@ -40,6 +40,8 @@ pub enum CloseReason {
     RouterUnavailable,
     /// The request was answered with this HTTP status instead of an upgrade.
     Refused(u16),
+    /// The PROXY header is missing, broken or late (haproxy's proxy-protocol.txt section 2: close without an answer).
+    ProxyHeader,
     /// The user has as many connections, or connects as often, as one may.
     UserLimit,
     /// The edge stops.
@@ -70,7 +72,7 @@ impl CloseReason {
             Self::GoingAway => Some(1001),
             // Service restart (IANA registry of close codes): come back soon.
             Self::Drained | Self::Rebalanced => Some(1012),
-            Self::Vanished | Self::SocketFailed | Self::Refused(_) => None,
+            Self::Vanished | Self::SocketFailed | Self::ProxyHeader | Self::Refused(_) => None,
         }
     }
 
@@ -94,6 +96,7 @@ impl CloseReason {
             Self::SlowReader => "too much unread",
             Self::RouterUnavailable => "no router, try again",
             Self::Refused(_) => "request refused",
+            Self::ProxyHeader => "no PROXY header",
             Self::UserLimit => "too many connections or connects of this user",
             Self::GoingAway => "going away",
             Self::Drained => "this edge is being drained",
@@ -121,6 +124,7 @@ impl CloseReason {
             Self::SlowReader => "slow_reader",
             Self::RouterUnavailable => "router_unavailable",
             Self::Refused(_) => "refused",
+            Self::ProxyHeader => "proxy_header",
             Self::UserLimit => "user_limit",
             Self::GoingAway => "going_away",
             Self::Drained => "drained",

@@ -1,7 +1,7 @@
 //! One connection as a state machine.
 //!
 //! ```text
-//!   accepted ──► Head ──► Connecting ──► Session (registered: no ──► yes)
+//!   accepted ──► (Proxy) ──► Head ──► Connecting ──► Session (registered: no ──► yes)
 //!                 │  └──► Echo                │
 //!                 └───────────┴───────────────┴──► Closing ──► gone
 //! ```
@@ -171,6 +171,11 @@ impl Farewell {
 /// Where a connection is in its life; the data lives in the state that has it.
 #[derive(Debug)]
 pub enum Phase {
+    /// The balancer's PROXY header is awaited; holds what has arrived of it when it came in pieces.
+    Proxy {
+        /// Bytes so far.
+        collected: Vec<u8>,
+    },
     /// The request head is awaited; holds what has arrived of it when it came in pieces.
     Head {
         /// Bytes so far; empty, without memory of its own, when nothing has come yet.
@@ -184,6 +189,14 @@ pub enum Phase {
     Session(Session),
     /// It ends.
     Closing(Closing),
+}
+
+impl Phase {
+    /// Whether the connection is between accept and upgrade.
+    #[must_use]
+    pub fn is_handshake(&self) -> bool {
+        matches!(self, Self::Proxy { .. } | Self::Head { .. })
+    }
 }
 
 /// How far the end of a connection has come.

@@ -69,6 +69,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Closing(_) => {}
+            Phase::Proxy { .. } => self.remove(key, farewell.reason()),
             Phase::Head { .. } => self.refuse(now, key, &http::Refusal::overloaded()),
             Phase::Echo | Phase::Connecting(_) => self.close(now, key, farewell.reason()),
             Phase::Session(session) => {

@@ -777,3 +777,51 @@ fn a_user_has_so_many_connections_and_a_device_that_comes_back_counts_once() {
     rig.session("bob", "watch");
     assert_eq!(rig.shard.counters.limited_by("user_connections_max"), 1);
 }
+
+#[test]
+fn the_address_in_a_balancers_header_counts_wherever_the_bytes_are_cut() {
+    let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n";
+    let bytes = [&header[..], HEAD.as_bytes()].concat();
+    for cut in 0..=bytes.len() {
+        let mut rig = Rig::with(|config| {
+            config.admission.proxy_protocol_from = vec!["::/0".parse().unwrap()];
+        });
+        let key = rig.accept();
+        for part in [&bytes[..cut], &bytes[cut..]] {
+            if !part.is_empty() {
+                rig.receive(key, part);
+            }
+        }
+        assert_eq!(rig.gets(key), [Got::Http(101)], "cut at {cut}");
+        let peer = rig.shard.conns.get(key).unwrap().peer.address();
+        assert_eq!(peer, "192.0.2.7:4711".parse().unwrap());
+    }
+}
+
+#[test]
+fn without_its_header_a_balancers_connection_ends_and_from_others_a_header_is_bad_input() {
+    let mut rig = Rig::with(|config| {
+        config.admission.proxy_protocol_from = vec!["::/0".parse().unwrap()];
+        config.limit.address_connections_max = Some(1);
+    });
+    let key = rig.accept();
+    rig.receive(key, HEAD.as_bytes());
+    assert!(rig.is_closed(key));
+    let key = rig.accept();
+    rig.receive(key, b"PROX");
+    rig.advance(Duration::from_secs(10));
+    assert!(rig.is_closed(key));
+    assert_eq!(rig.shard.counters.closed_for("proxy_header"), 2);
+    assert_eq!(rig.shard.counters.handshakes.get(), 0);
+    for (address, status) in [("192.0.2.7", 101), ("192.0.2.8", 101), ("192.0.2.7", 429)] {
+        let key = rig.accept();
+        let header = format!("PROXY TCP4 {address} 198.51.100.1 4711 443\r\n{HEAD}");
+        rig.receive(key, header.as_bytes());
+        assert_eq!(rig.gets(key), [Got::Http(status)], "one connection an address");
+    }
+
+    let mut rig = Rig::new();
+    let key = rig.accept();
+    rig.receive(key, format!("PROXY UNKNOWN\r\n{HEAD}").as_bytes());
+    assert_eq!(rig.gets(key), [Got::Http(400)]);
+}
