@@ -28,5 +28,6 @@ pub mod server;
 pub mod shard;
 pub mod shares;
 pub mod timer;
+pub mod tls;
 pub mod uplink;
 pub mod ws;
