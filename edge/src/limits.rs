@@ -52,7 +52,7 @@ pub const LINK_BATCH_BYTES: usize = 256 * 1024;
 
 /// A connection's slab slot, in bytes: identity, address, phase, timer, outbox and decoder handles. With the registry and
 /// its part of what a shard costs in any case, a connection comes to less than 256.
-pub const CONNECTION_BYTES_MAX: usize = 216;
+pub const CONNECTION_BYTES_MAX: usize = 224;
 
 /// Most connections of one edge, a ceiling against slips of the keyboard: sixteen times what has been
 /// seen working (a million in one process).

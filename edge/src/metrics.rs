@@ -69,7 +69,7 @@ const LIMITS: [&str; 7] = [
     "user_connections_max",
     "user_connects_per_second",
 ];
-const REASONS: [&str; 21] = [
+const REASONS: [&str; 23] = [
     "closed_by_peer",
     "vanished",
     "socket_failed",
@@ -86,11 +86,33 @@ const REASONS: [&str; 21] = [
     "slow_reader",
     "router_unavailable",
     "refused",
+    "tls",
+    "tls_timeout",
     "proxy_header",
     "user_limit",
     "going_away",
     "drained",
     "rebalanced",
+];
+const TLS_FAILURES: [&str; 18] = [
+    "plain_http",
+    "not_tls",
+    "nothing_in_common",
+    "client_certificate",
+    "bad_handshake",
+    "handshake_too_long",
+    "peer_alert",
+    "record_overflow",
+    "bad_record",
+    "unexpected_message",
+    "malformed",
+    "illegal_parameter",
+    "renegotiation",
+    "too_many_empty_records",
+    "too_many_key_updates",
+    "too_many_warnings",
+    "keys_exhausted",
+    "internal",
 ];
 const CODES: [&str; 6] =
     ["invalid_argument", "too_large", "unavailable", "overloaded", "unsupported", "other"];
@@ -105,6 +127,7 @@ macro_rules! counters {
             refused: Family<{ STATUSES.len() }>,
             limited: Family<{ LIMITS.len() }>,
             closed: Family<{ REASONS.len() }>,
+            tls_failures: Family<{ TLS_FAILURES.len() }>,
             send_failures: Family<{ CODES.len() }>,
         }
 
@@ -115,6 +138,7 @@ macro_rules! counters {
                     refused: Family::new(STATUSES),
                     limited: Family::new(LIMITS),
                     closed: Family::new(REASONS),
+                    tls_failures: Family::new(TLS_FAILURES),
                     send_failures: Family::new(CODES),
                 }
             }
@@ -131,6 +155,7 @@ macro_rules! counters {
             family(out, shards, "edge_refused_total", "status", "requests answered with an error instead of an upgrade", |s| &s.refused);
             family(out, shards, "edge_limited_total", "limit", "clients not let in, by the limit that they ran into", |s| &s.limited);
             family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
+            family(out, shards, "edge_tls_failures_total", "failure", "connections that TLS ended, by what was wrong", |s| &s.tls_failures);
             family(out, shards, "edge_send_failures_total", "code", "sends answered with an error, by code", |s| &s.send_failures);
         }
     };
@@ -152,6 +177,8 @@ counters! {
     stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";
     bad_router_messages, "counter", "edge_bad_router_messages_total", "router messages that could not be read";
     handshakes, "gauge", "edge_handshakes", "connections between accept and upgrade";
+    tls_full_handshakes, "counter", "edge_tls_full_handshakes_total", "TLS handshakes with certificates";
+    tls_resumed_handshakes, "counter", "edge_tls_resumed_handshakes_total", "TLS handshakes that a ticket made short";
     throttled, "counter", "edge_throttled_total", "times that a client above its rate was not read from for a while";
     outbox_overflows, "counter", "edge_outbox_overflows_total", "connections ended because their outbox was full";
     receive_buffers_empty, "counter", "edge_receive_buffers_empty_total", "receives started again for want of a buffer";
@@ -179,6 +206,11 @@ impl Counters {
     #[must_use]
     pub fn limited_by(&self, limit: &str) -> u64 {
         self.limited.get(limit)
+    }
+
+    /// TLS ended a connection with this fault ([`crate::tls::TlsError::label`]).
+    pub fn tls_failed(&self, fault: &'static str) {
+        self.tls_failures.add(fault, 1);
     }
 
     /// A connection ended for this reason (`CloseReason::label`).

@@ -16,7 +16,7 @@ use crate::mesh::{Full, Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
 use crate::plan::Plan;
 use crate::quotas::Quotas;
-use crate::shard::{Shard, Share};
+use crate::shard::{Given, Shard, Share};
 use crate::shares::Shares;
 use crate::uplink::{EdgeIdentity, Uplink};
 
@@ -102,6 +102,7 @@ impl Edge {
         let link_up = Arc::new(AtomicBool::new(false));
         let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
         let quotas = Arc::new(Quotas::default());
+        let tls = None::<Arc<rustls::ServerConfig>>;
         let handshakes_max = plan.handshakes_a_shard(config.limit.handshakes_max);
         let identity = EdgeIdentity {
             edge_id: config.edge_id.clone(),
@@ -131,7 +132,9 @@ impl Edge {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
-            let (config, counted) = (config.clone(), (counters.clone(), quotas.clone()));
+            let given =
+                Given { counters: counters.clone(), quotas: quotas.clone(), tls: tls.clone() };
+            let config = config.clone();
             let (mesh, shares) = (mesh.clone(), shares.clone());
             let (stop, started) = (stop.clone(), started.clone());
             let settings = Settings {
@@ -151,7 +154,7 @@ impl Edge {
                 .io_memory(EXECUTOR_IO_BYTES)
                 .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move {
-                    let shard = Shard::new(index, config, share, counted, clock.now());
+                    let shard = Shard::new(index, config, share, given, clock.now());
                     let driver =
                         Driver::new(settings, clock, shard, (mesh, shares), listener, link, stop);
                     let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::kind);

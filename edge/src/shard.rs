@@ -8,6 +8,7 @@ mod clients;
 mod commands;
 mod door;
 mod routers;
+mod secure;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks at a few and prints the rest")]
 mod tests;
@@ -37,6 +38,7 @@ use crate::pending::PendingSends;
 use crate::quotas::{Quota, Quotas};
 use crate::registry::Registry;
 use crate::timer::{Now, Tick, Wheel};
+use crate::tls::{self, Tls};
 use crate::ws;
 
 /// A connection with more than this waiting to be sent is not read from until it has drained, in bytes.
@@ -45,6 +47,9 @@ const OUTBOX_READ_BYTES_MAX: usize = 64 * 1024;
 pub const REFUSALS_MAX: usize = 64;
 /// Client programs told apart; further ones count as the first, "other".
 const CLIENT_KINDS_MAX: usize = 1024;
+
+/// What a client is told whom there is no time to shake hands with: a fatal alert, `internal_error` (RFC 8446 section 6.2).
+const TURNED_AWAY: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
 /// What happened to one of this shard's sockets.
 #[derive(Debug)]
@@ -143,6 +148,17 @@ impl Share {
         Self { connections_max: 100, pool_bytes_max: 1024 * 1024, handshakes_max: 100 };
 }
 
+/// What a shard is given of what it shares with others.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// What it counts.
+    pub counters: Arc<Counters>,
+    /// Those of all shards.
+    pub quotas: Arc<Quotas>,
+    /// How to shake hands; `None`: clients speak in plain.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
 /// What this shard knows of the link.
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -161,8 +177,8 @@ pub struct Shard {
     auth: Auth,
     counters: Arc<Counters>,
     share: Share,
-    /// Those of all shards.
     quotas: Arc<Quotas>,
+    tls: Option<tls::Shared>,
     address_quota: Quota,
     user_quota: Quota,
     allowance: Allowance,
@@ -197,13 +213,7 @@ pub struct Shard {
 impl Shard {
     /// A shard without connections, which takes at most its share of them.
     #[must_use]
-    pub fn new(
-        index: u16,
-        config: Arc<Config>,
-        share: Share,
-        (counters, quotas): (Arc<Counters>, Arc<Quotas>),
-        now: Now,
-    ) -> Self {
+    pub fn new(index: u16, config: Arc<Config>, share: Share, given: Given, now: Now) -> Self {
         let routes = http::Routes {
             client_path: config.client_path.clone(),
             echo_path: config.echo_path.clone(),
@@ -215,9 +225,10 @@ impl Shard {
             routes,
             framing,
             auth: Auth::Dev,
-            counters,
+            counters: given.counters,
             share,
-            quotas,
+            quotas: given.quotas,
+            tls: given.tls.map(tls::Shared::new),
             address_quota: config.limit.address_quota(),
             user_quota: config.limit.user_quota(),
             allowance: config.limit.allowance(),
@@ -298,11 +309,13 @@ impl Shard {
             let Some(conn) = self.conns.get_mut(key) else { continue };
             debug_assert_eq!(conn.sending, Sending::Queued);
             conn.sending = Sending::InFlight;
-            let (socket, bytes) = (conn.socket, conn.outbox.take(&mut self.pool));
+            let (socket, plain) = (conn.socket, conn.outbox.take(&mut self.pool));
+            let bytes = if conn.tls.is_some() { self.seal(key, plain) } else { plain };
             self.counters.sent_bytes.add(bytes.len() as u64);
             // The end of a connection goes on, and a reader comes back, when this is out.
-            let quiet =
-                !matches!(conn.phase, Phase::Closing(_)) && conn.receiving == Receiving::Armed;
+            let quiet = self.conns.get(key).is_some_and(|conn| {
+                !matches!(conn.phase, Phase::Closing(_)) && conn.receiving == Receiving::Armed
+            });
             return Some(Output::Send { key, socket, bytes, quiet });
         }
     }
@@ -329,10 +342,19 @@ impl Shard {
         if matches!(conn.phase, Phase::Proxy { .. }) {
             self.handle_proxy_header(now, key, bytes);
         } else {
-            self.handle_input(now, key, bytes);
+            self.handle_stream(now, key, bytes);
         }
         self.throttle(now, key);
         self.update_receiving(key);
+    }
+
+    /// What comes on the stream behind a balancer's header.
+    fn handle_stream(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
+        if self.conns.get(key).is_some_and(|conn| conn.tls.is_some()) {
+            self.handle_ciphertext(now, key, bytes);
+        } else {
+            self.handle_input(now, key, bytes);
+        }
     }
 
     /// What the client said, without what a balancer or TLS wrapped around it.
@@ -510,12 +532,12 @@ impl Shard {
     fn handle_ended(&mut self, key: ConnKey, errno: i32) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.receiving = Receiving::Ended;
-        let reason = match &mut conn.phase {
+        let reason = match &conn.phase {
             // The client has said all it wants; what we owe it may still be on its way.
             Phase::Closing(closing)
                 if errno == 0
                     && closing.stage == CloseStage::Flush
-                    && (conn.sending == Sending::InFlight || !conn.outbox.is_empty()) =>
+                    && (conn.sending == Sending::InFlight || conn.wants_send()) =>
             {
                 return;
             }
@@ -551,12 +573,10 @@ impl Shard {
             self.remove(key, reason);
             return;
         }
-        if conn.outbox.is_empty() {
-            if matches!(conn.phase, Phase::Closing(_)) {
-                self.advance_closing(key);
-            }
-        } else {
+        if conn.wants_send() {
             self.send_later(key);
+        } else if matches!(conn.phase, Phase::Closing(_)) {
+            self.advance_closing(key);
         }
         self.update_receiving(key);
     }
@@ -569,6 +589,9 @@ impl Shard {
         let Some(conn) = self.conns.get(key) else { return };
         let mode = match &conn.phase {
             Phase::Proxy { .. } => return self.remove(key, CloseReason::ProxyHeader),
+            Phase::Head { .. } if conn.tls.as_ref().is_some_and(|tls| !tls.is_open()) => {
+                return self.remove(key, CloseReason::TlsTimeout);
+            }
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
             Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
@@ -638,7 +661,11 @@ impl Shard {
         if conn.phase.is_handshake() {
             self.handshakes -= 1;
         }
-        refusal.write(conn.outbox.writer(&mut self.pool));
+        if conn.tls.take_if(|tls| !tls.is_open()).is_some() {
+            conn.outbox.writer(&mut self.pool).extend_from_slice(&TURNED_AWAY);
+        } else {
+            refusal.write(conn.outbox.writer(&mut self.pool));
+        }
         conn.phase = Phase::Closing(Closing {
             reason: CloseReason::Refused(refusal.status),
             stage: CloseStage::Flush,
@@ -652,16 +679,20 @@ impl Shard {
     fn advance_closing(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Phase::Closing(closing) = &mut conn.phase else { return };
-        if conn.sending == Sending::InFlight
-            || !conn.outbox.is_empty()
-            || closing.stage != CloseStage::Flush
-        {
+        if closing.stage != CloseStage::Flush {
             return;
         }
-        if closing.peer_closed || conn.receiving == Receiving::Ended {
-            let reason = closing.reason;
+        let (reason, peer_closed) = (closing.reason, closing.peer_closed);
+        // RFC 8446 section 6.1: whoever sends no more says so.
+        if conn.tls.as_mut().is_some_and(Tls::close) {
+            return self.send_later(key);
+        }
+        if conn.sending == Sending::InFlight || conn.wants_send() {
+            return;
+        }
+        if peer_closed || conn.receiving == Receiving::Ended {
             self.remove(key, reason);
-        } else {
+        } else if let Phase::Closing(closing) = &mut conn.phase {
             closing.stage = CloseStage::Linger;
             self.outputs.push_back(Output::ShutdownWrite { socket: conn.socket });
         }
@@ -677,6 +708,9 @@ impl Shard {
         if let Some(mut conn) = self.conns.remove(key) {
             let left = conn.outbox.take(&mut self.pool);
             self.pool.give(left);
+            if let (Some(tls), Some(shared)) = (conn.tls.take(), &mut self.tls) {
+                tls.end(shared);
+            }
             let receives = matches!(conn.receiving, Receiving::Armed | Receiving::Stopping);
             let busy = receives || conn.sending == Sending::InFlight;
             self.outputs.push_back(Output::Close { socket: conn.socket, busy });
@@ -688,7 +722,6 @@ impl Shard {
             }
         }
         self.counters.closed(reason.label());
-        self.count_held();
     }
 
     /// Takes a session out of the registry and tells the router.
@@ -712,7 +745,7 @@ impl Shard {
         if conn.outbox.bytes() > self.config.outbox_bytes_max {
             self.counters.outbox_overflows.add(1);
             self.remove(key, CloseReason::SlowReader);
-        } else if conn.sending == Sending::Idle && !conn.outbox.is_empty() {
+        } else if conn.sending == Sending::Idle && conn.wants_send() {
             conn.sending = Sending::Queued;
             self.ready.push_back(key);
         }

@@ -269,11 +269,9 @@ impl Tls {
     }
 
     /// We send no more: a `close_notify` is due (RFC 8446 section 6.1). Before the connection is open that means nothing
-    /// to the peer; close the socket.
-    pub fn close(&mut self) {
-        if let State::Open(open) = &mut *self.0 {
-            open.close();
-        }
+    /// to the peer; close the socket. Returns whether it is due because of this call.
+    pub fn close(&mut self) -> bool {
+        if let State::Open(open) = &mut *self.0 { open.close() } else { false }
     }
 
     /// The connection is gone: gives its buffers back to the shard, and has the shard forget its keys. Dropping it

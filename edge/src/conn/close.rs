@@ -1,5 +1,6 @@
 //! Why a connection ends: the one place where close codes are chosen.
 
+use crate::tls::TlsError;
 use crate::ws::ProtocolError;
 
 /// What stands for a Close frame without a code; never sent (RFC 6455 section 7.4.1).
@@ -40,6 +41,10 @@ pub enum CloseReason {
     RouterUnavailable,
     /// The request was answered with this HTTP status instead of an upgrade.
     Refused(u16),
+    /// TLS ended it.
+    Tls(TlsError),
+    /// The TLS handshake did not come to its end in time.
+    TlsTimeout,
     /// The PROXY header is missing, broken or late (haproxy's proxy-protocol.txt section 2: close without an answer).
     ProxyHeader,
     /// The user has as many connections, or connects as often, as one may.
@@ -72,7 +77,12 @@ impl CloseReason {
             Self::GoingAway => Some(1001),
             // Service restart (IANA registry of close codes): come back soon.
             Self::Drained | Self::Rebalanced => Some(1012),
-            Self::Vanished | Self::SocketFailed | Self::ProxyHeader | Self::Refused(_) => None,
+            Self::Vanished
+            | Self::SocketFailed
+            | Self::Tls(_)
+            | Self::TlsTimeout
+            | Self::ProxyHeader
+            | Self::Refused(_) => None,
         }
     }
 
@@ -96,6 +106,8 @@ impl CloseReason {
             Self::SlowReader => "too much unread",
             Self::RouterUnavailable => "no router, try again",
             Self::Refused(_) => "request refused",
+            Self::Tls(error) => error.sentence(),
+            Self::TlsTimeout => "TLS handshake not in time",
             Self::ProxyHeader => "no PROXY header",
             Self::UserLimit => "too many connections or connects of this user",
             Self::GoingAway => "going away",
@@ -124,6 +136,8 @@ impl CloseReason {
             Self::SlowReader => "slow_reader",
             Self::RouterUnavailable => "router_unavailable",
             Self::Refused(_) => "refused",
+            Self::Tls(_) => "tls",
+            Self::TlsTimeout => "tls_timeout",
             Self::ProxyHeader => "proxy_header",
             Self::UserLimit => "user_limit",
             Self::GoingAway => "going_away",

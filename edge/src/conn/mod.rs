@@ -20,6 +20,7 @@ use arrayvec::ArrayString;
 use crate::limits;
 use crate::meter::Meter;
 use crate::timer::{Tick, TimerEntry};
+use crate::tls::Tls;
 use crate::ws::Decoder;
 
 pub use close::CloseReason;
@@ -252,8 +253,10 @@ pub struct Connection {
     pub phase: Phase,
     /// RFC 6455 framing of what arrives; owns memory only while a message is cut.
     pub decoder: Decoder,
-    /// What waits to be sent.
+    /// What waits to be sent, in plain.
     pub outbox: Outbox,
+    /// What lies between it and the socket.
+    pub tls: Option<Tls>,
     /// Its place in the shard's wheel.
     pub timer: TimerEntry,
     /// Where it comes from.
@@ -295,6 +298,7 @@ impl Connection {
             phase: Phase::Head { collected: Vec::new() },
             decoder: Decoder::default(),
             outbox: Outbox::default(),
+            tls: None,
             timer: TimerEntry::default(),
             peer,
             generation: 0,
@@ -306,6 +310,12 @@ impl Connection {
             counted: Counted::default(),
             meter: Meter::default(),
         }
+    }
+
+    /// Whether something waits for the driver, of the client protocol or of TLS itself.
+    #[must_use]
+    pub fn wants_send(&self) -> bool {
+        !self.outbox.is_empty() || self.tls.as_ref().is_some_and(Tls::wants_send)
     }
 
     /// The session, when there is one.

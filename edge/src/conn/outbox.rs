@@ -43,6 +43,15 @@ impl BufferPool {
         }
     }
 
+    /// A free buffer for what becomes of an outbox on its way to the driver.
+    #[must_use]
+    pub fn buffer(&mut self) -> Vec<u8> {
+        let mut boxed = self.take();
+        let buffer = std::mem::take(&mut *boxed);
+        self.give_hollow(boxed);
+        buffer
+    }
+
     /// Takes a buffer back; frees it when it is large or the pool holds enough.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();

@@ -52,6 +52,9 @@ impl Refusal {
     pub const SUBPROTOCOL: Self =
         Self::new(400, "Sec-WebSocket-Protocol has to offer hawser.v1.proto or hawser.v1.json");
 
+    /// Plain HTTP on a port that speaks TLS.
+    pub const TLS_WANTED: Self = Self::new(400, "this port speaks TLS: ask with https or wss");
+
     const fn new(status: u16, sentence: &'static str) -> Self {
         Self { status, headers: "", sentence }
     }

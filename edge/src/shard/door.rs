@@ -18,10 +18,10 @@ impl Shard {
             return;
         };
         self.handshakes += 1;
-        self.count_held();
         self.outputs.push_back(Output::Receive { key, socket });
         self.schedule(key, now.tick.after(self.config.handshake_timeout));
         if let Some(refusal) = refusal {
+            self.begin_tls(now, key);
             self.refuse(now, key, &refusal);
         } else if self.config.admission.expects_proxy_header(peer.address().ip()) {
             self.await_proxy_header(key);
@@ -47,7 +47,10 @@ impl Shard {
     fn enter_address(&mut self, now: Now, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match self.quotas.enter_address(conn.peer, now.tick, &self.address_quota) {
-            Ok(counted) => conn.counted.address = counted,
+            Ok(counted) => {
+                conn.counted.address = counted;
+                self.begin_tls(now, key);
+            }
             Err(exceeded) => {
                 self.counters.limited(match exceeded {
                     Exceeded::Connections => "address_connections_max",
@@ -64,11 +67,6 @@ impl Shard {
         if let Some(conn) = self.conns.get(key) {
             self.quotas.fail_address(conn.peer, now.tick, &self.address_quota);
         }
-    }
-
-    pub(super) fn count_held(&self) {
-        self.counters.connections.set(self.conns.len() as u64);
-        self.counters.handshakes.set(self.handshakes as u64);
     }
 
     fn await_proxy_header(&mut self, key: ConnKey) {
@@ -106,7 +104,7 @@ impl Shard {
         conn.phase = Phase::Head { collected: Vec::new() };
         self.enter_address(now, key);
         if let Some(rest @ [_, ..]) = bytes.get_mut(header.header_bytes.saturating_sub(before)..) {
-            self.handle_input(now, key, rest);
+            self.handle_stream(now, key, rest);
         }
     }
 }

@@ -23,6 +23,8 @@ impl Shard {
     /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
         self.take_commands(now, mesh);
+        self.counters.connections.set(self.conns.len() as u64);
+        self.counters.handshakes.set(self.handshakes as u64);
         for _ in 0..LANE_PARCELS_MAX {
             let Some(parcel) = mesh.take_down(self.index) else { break };
             match parcel {

@@ -1,5 +1,7 @@
 //! A shard by itself: clients speak bytes, the router speaks parcels, the test turns the clock.
 
+mod secure;
+
 use std::time::Duration;
 
 use hawser_proto::client::error::Code;
@@ -43,10 +45,14 @@ impl Rig {
     }
 
     fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::given(Given::default(), change)
+    }
+
+    fn given(given: Given, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
         let now = Now { tick: Tick(0), unix_ms: 1_000_000 };
-        let shard = Shard::new(0, Arc::new(config), Share::SMALL, Default::default(), now);
+        let shard = Shard::new(0, Arc::new(config), Share::SMALL, given, now);
         Self { shard, mesh: Mesh::new(1).unwrap(), now, link: 0, sockets: 0, outputs: Vec::new() }
     }
 

@@ -304,8 +304,8 @@ impl Open {
         self.due.is_some() || !self.tx.closed && (self.key_update_due || self.close_due)
     }
 
-    pub(super) fn close(&mut self) {
-        self.close_due = true;
+    pub(super) fn close(&mut self) -> bool {
+        !self.tx.closed && !std::mem::replace(&mut self.close_due, true)
     }
 
     /// See [`super::Tls::seal`].
