@@ -13,6 +13,8 @@ use crate::drain;
 pub enum Command {
     /// Live by these knobs from now on. Only knobs that may change while the edge runs differ from those before.
     Reload(Arc<Config>),
+    /// Shake hands by these certificates and tickets from now on; whoever is connected stays. Only for an edge that was started with TLS.
+    Certificates(Arc<rustls::ServerConfig>),
     /// Send all clients away, or a share of them, over a window of time.
     Drain(drain::Order),
 }

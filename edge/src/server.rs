@@ -60,8 +60,22 @@ impl State {
     /// # Errors
     /// [`Full`] when a shard's lane of commands is full; those before it have the order.
     pub fn drain(&self, order: Order) -> Result<(), Full<Command>> {
-        (0..self.mesh.shards())
-            .try_for_each(|shard| self.mesh.try_command(shard, Command::Drain(order)))
+        self.command_all(|| Command::Drain(order))
+    }
+
+    /// Lets every shard shake hands by these certificates from now on.
+    ///
+    /// # Errors
+    /// [`Full`] when a shard's lane of commands is full; those before it have them.
+    pub fn set_certificates(
+        &self,
+        config: &Arc<rustls::ServerConfig>,
+    ) -> Result<(), Full<Command>> {
+        self.command_all(|| Command::Certificates(Arc::clone(config)))
+    }
+
+    fn command_all(&self, command: impl Fn() -> Command) -> Result<(), Full<Command>> {
+        (0..self.mesh.shards()).try_for_each(|shard| self.mesh.try_command(shard, command()))
     }
 
     /// Tells every shard to close its connections with 1001 and to end.

@@ -27,6 +27,11 @@ impl Shard {
                 self.allowance = config.limit.allowance();
                 self.config = config;
             }
+            Command::Certificates(config) => {
+                if let Some(shared) = &mut self.tls {
+                    shared.set_config(config);
+                }
+            }
             Command::Drain(order) => self.begin_drain(now, order),
         }
     }
