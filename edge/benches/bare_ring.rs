@@ -75,7 +75,7 @@ fn start_edge() -> Edge {
         ..Config::default()
     };
     let plan = Plan::new(&config, &Kernel::read()).unwrap();
-    Edge::start(config, &plan).unwrap()
+    Edge::start(config, &plan, None).unwrap()
 }
 
 fn pin(cpu: usize) {

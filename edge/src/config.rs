@@ -26,7 +26,7 @@ use tracing_subscriber::filter::Targets;
 pub use self::admission::AdmissionKnobs;
 pub use self::limit::LimitKnobs;
 pub use self::operate::OperateKnobs;
-pub use self::tls::TlsKnobs;
+pub use self::tls::{ClientAuth, MinVersion, TlsKnobs};
 use crate::conn::Mode;
 use crate::limits;
 
@@ -212,6 +212,7 @@ impl Config {
 
     fn check_together(&self) -> Result<(), UsageError> {
         let Config { listen, admin, client_path, payload_bytes_max, outbox_bytes_max, .. } = self;
+        self.tls.check_together()?;
         if self.dev_auth && !listen.ip().is_loopback() {
             return Err(UsageError(format!(
                 "--dev-auth: lets anybody be anybody, so --listen has to be a loopback address such as \

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod certs;
 pub mod client;
 pub mod command;
 pub mod config;

@@ -3,11 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
+use crate::certs::Loaded;
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
 use crate::drain::Order;
@@ -37,6 +39,8 @@ pub struct State {
     counters: Vec<Arc<Counters>>,
     link_up: Arc<AtomicBool>,
     draining: AtomicBool,
+    /// When the first certificate runs out, in seconds since the Unix epoch; 0: there is none.
+    certificates_expire: AtomicU64,
     stop: Arc<AtomicBool>,
     mesh: Arc<Mesh>,
 }
@@ -67,11 +71,15 @@ impl State {
     ///
     /// # Errors
     /// [`Full`] when a shard's lane of commands is full; those before it have them.
-    pub fn set_certificates(
-        &self,
-        config: &Arc<rustls::ServerConfig>,
-    ) -> Result<(), Full<Command>> {
-        self.command_all(|| Command::Certificates(Arc::clone(config)))
+    pub fn set_certificates(&self, loaded: &Loaded) -> Result<(), Full<Command>> {
+        self.note_expiry(loaded.expires);
+        self.command_all(|| Command::Certificates(Arc::clone(&loaded.config)))
+    }
+
+    /// Tells the metrics when the first of the certificates in use runs out.
+    pub fn note_expiry(&self, expires: SystemTime) {
+        let seconds = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.certificates_expire.store(seconds, Ordering::Relaxed);
     }
 
     fn command_all(&self, command: impl Fn() -> Command) -> Result<(), Full<Command>> {
@@ -95,15 +103,28 @@ impl State {
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
+        let expire = self.certificates_expire.load(Ordering::Relaxed);
+        if expire > 0 {
+            metrics::render_gauge(
+                out,
+                "edge_tls_certificate_expiry_seconds",
+                "when the first certificate runs out, in seconds since the Unix epoch",
+                expire,
+            );
+        }
     }
 }
 
 impl Edge {
-    /// Starts every shard. Returns when all of them listen.
+    /// Starts every shard, speaking TLS to clients when there is a configuration for it. Returns when all of them listen.
     ///
     /// # Errors
     /// A sentence that names the knob: port taken, router's name unknown, no ring to be had.
-    pub fn start(config: Config, plan: &Plan) -> Result<Self, UsageError> {
+    pub fn start(
+        config: Config,
+        plan: &Plan,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Result<Self, UsageError> {
         let shards = plan.shards;
         let config = Arc::new(config);
         let listen = driver::reserve(config.listen)
@@ -116,7 +137,6 @@ impl Edge {
         let link_up = Arc::new(AtomicBool::new(false));
         let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
         let quotas = Arc::new(Quotas::default());
-        let tls = None::<Arc<rustls::ServerConfig>>;
         let handshakes_max = plan.handshakes_a_shard(config.limit.handshakes_max);
         let identity = EdgeIdentity {
             edge_id: config.edge_id.clone(),
@@ -129,6 +149,7 @@ impl Edge {
             counters: counters.clone(),
             link_up: link_up.clone(),
             draining: AtomicBool::new(false),
+            certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
             mesh: mesh.clone(),
         });

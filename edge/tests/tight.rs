@@ -27,7 +27,7 @@ impl Running {
         };
         let mut plan = Plan::new(&config, &Kernel::read()).unwrap();
         change(&mut plan);
-        Self(Some(Edge::start(config, &plan).unwrap()))
+        Self(Some(Edge::start(config, &plan, None).unwrap()))
     }
 
     fn edge(&self) -> &Edge {

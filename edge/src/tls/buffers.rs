@@ -19,15 +19,26 @@ pub(super) struct Buffers {
     #[expect(clippy::vec_box, reason = "boxes move between here and connections as they are")]
     free: Vec<Box<Buffer>>,
     kept_bytes: usize,
+    #[cfg(test)]
+    lent: usize,
 }
 
 impl Buffers {
     pub(super) fn new() -> Self {
-        Self { free: Vec::with_capacity(KEPT_MAX), kept_bytes: 0 }
+        Self {
+            free: Vec::with_capacity(KEPT_MAX),
+            kept_bytes: 0,
+            #[cfg(test)]
+            lent: 0,
+        }
     }
 
     /// An empty buffer.
     pub(super) fn take(&mut self) -> Box<Buffer> {
+        #[cfg(test)]
+        {
+            self.lent += 1;
+        }
         let Some(buffer) = self.free.pop() else { return Box::default() };
         self.kept_bytes -= buffer.bytes.capacity();
         buffer
@@ -35,12 +46,23 @@ impl Buffers {
 
     /// Keeps `buffer` for the next who wants one, or frees it.
     pub(super) fn give_back(&mut self, mut buffer: Box<Buffer>) {
+        #[cfg(test)]
+        {
+            self.lent -= 1;
+        }
         let kept_bytes = self.kept_bytes + buffer.bytes.capacity();
         if self.free.len() < KEPT_MAX && kept_bytes <= KEPT_BYTES_MAX {
             buffer.bytes.clear();
             self.free.push(buffer);
             self.kept_bytes = kept_bytes;
         }
+    }
+}
+
+#[cfg(test)]
+impl Buffers {
+    pub(super) fn all_are_back(&self) -> bool {
+        self.lent == 0
     }
 }
 
@@ -56,9 +78,11 @@ mod tests {
         assert_eq!(buffers.free.len(), KEPT_MAX);
 
         let mut buffers = Buffers::new();
-        for capacity in [KEPT_BYTES_MAX, 1] {
-            buffers.give_back(Box::new(Buffer { bytes: Vec::with_capacity(capacity) }));
-        }
+        let (mut large, mut small) = (buffers.take(), buffers.take());
+        large.bytes.reserve_exact(KEPT_BYTES_MAX);
+        small.bytes.reserve_exact(1);
+        buffers.give_back(large);
+        buffers.give_back(small);
         assert_eq!((buffers.free.len(), buffers.kept_bytes), (1, KEPT_BYTES_MAX));
         buffers.take();
         assert_eq!(buffers.kept_bytes, 0);

@@ -56,40 +56,32 @@ impl Handshake {
             if over {
                 return Ok((done_bytes, true));
             }
-            let rest = &input[done_bytes..];
-            self.shown_bytes -= done_bytes;
-            if !rest.is_empty() {
+            if done_bytes < input.len() {
                 let mut kept = buffers.take();
-                kept.bytes.extend_from_slice(rest);
-                self.keep(kept)?;
+                kept.bytes.extend_from_slice(&input[done_bytes..]);
+                self.kept = Some(kept);
             }
+            self.shown_bytes -= done_bytes;
             return Ok((input.len(), false));
         };
         kept.bytes.extend_from_slice(input);
-        let (done_bytes, over) = self.advance(buffers, &mut kept.bytes)?;
+        let advanced = self.advance(buffers, &mut kept.bytes);
+        let kept = self.kept.insert(kept);
+        let (done_bytes, over) = advanced?;
         if over {
             // What was kept before did not end the handshake, so the end lies in `input`.
             let left_bytes = kept.bytes.len() - done_bytes;
-            buffers.give_back(kept);
-            let taken = input.len().checked_sub(left_bytes).ok_or(TlsError::Internal)?;
-            return Ok((taken, true));
+            return Ok((input.len().checked_sub(left_bytes).ok_or(TlsError::Internal)?, true));
         }
         kept.bytes.drain(..done_bytes);
         self.shown_bytes -= done_bytes;
-        if kept.bytes.is_empty() {
-            buffers.give_back(kept);
-        } else {
-            self.keep(kept)?;
-        }
-        Ok((input.len(), false))
-    }
-
-    fn keep(&mut self, kept: Box<Buffer>) -> Result<(), TlsError> {
         if kept.bytes.len() > KEPT_BYTES_MAX {
             return Err(TlsError::HandshakeTooLong);
         }
-        self.kept = Some(kept);
-        Ok(())
+        if kept.bytes.is_empty() {
+            self.kept.take().into_iter().for_each(|kept| buffers.give_back(kept));
+        }
+        Ok((input.len(), false))
     }
 
     /// Shows rustls the whole records of `incoming`, one by one; returns how many bytes it is done with, and whether the
@@ -159,7 +151,7 @@ impl Handshake {
     /// The hand-over, once the handshake is over.
     pub(super) fn into_open(self, shared: &mut Shared) -> Result<(Open, Info), TlsError> {
         let info = self.info()?;
-        let mut due = self.due;
+        self.kept.into_iter().for_each(|kept| shared.buffers.give_back(kept));
         let handed_over = self.connection.dangerous_into_kernel_connection();
         let (extracted, _kernel) = handed_over.map_err(|error| {
             tracing::error!("rustls does not hand over its keys: {error}");
@@ -172,7 +164,7 @@ impl Handshake {
         };
         let tx = Direction::new(tx_secret, extracted.tx, &mut shared.contexts)?;
         let rx = Direction::new(rx_secret, extracted.rx, &mut shared.contexts)?;
-        Ok((Open::new(info.version, tx, rx, due.take()), info))
+        Ok((Open::new(info.version, tx, rx, self.due), info))
     }
 
     fn info(&self) -> Result<Info, TlsError> {
@@ -188,14 +180,14 @@ impl Handshake {
         })
     }
 
-    /// Gives its buffers back.
+    /// Gives its buffers back to the shard.
     pub(super) fn end(self, buffers: &mut Buffers) {
         self.kept.into_iter().chain(self.due).for_each(|buffer| buffers.give_back(buffer));
     }
 }
 
 /// Appends what `encode` writes; it is asked for the size first.
-fn append(
+pub(super) fn append(
     out: &mut Vec<u8>,
     mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
 ) -> Result<(), TlsError> {
@@ -208,9 +200,9 @@ fn append(
 }
 
 /// The application traffic secrets of a handshake in TLS 1.3.
-struct Secrets {
-    client: Secret,
-    server: Secret,
+pub(super) struct Secrets {
+    pub(super) client: Secret,
+    pub(super) server: Secret,
 }
 
 thread_local! {
@@ -227,11 +219,11 @@ thread_local! {
 pub struct SecretTap;
 
 impl SecretTap {
-    fn clear() {
+    pub(super) fn clear() {
         TAPPED.set((None, None));
     }
 
-    fn take() -> Option<Secrets> {
+    pub(super) fn take() -> Option<Secrets> {
         let (client, server) = TAPPED.take();
         Some(Secrets { client: client?, server: server? })
     }

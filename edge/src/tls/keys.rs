@@ -204,6 +204,11 @@ impl Direction {
         self.sequence
     }
 
+    #[cfg(test)]
+    pub(super) const fn set_sequence(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+
     /// One record more has been sealed or opened.
     pub(super) const fn advance(&mut self) {
         self.sequence += 1;
@@ -319,6 +324,16 @@ impl Contexts {
         };
         set[..=at].rotate_right(1);
         set[0].0.as_ref().map(|(_, context)| context).ok_or(TlsError::Internal)
+    }
+
+    #[cfg(test)]
+    pub(super) fn clear(&mut self) {
+        self.sets.iter_mut().flatten().for_each(|place| place.0 = None);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.sets.iter().flatten().all(|place| place.0.is_none())
     }
 
     fn forget(&mut self, id: KeyId) {

@@ -174,7 +174,10 @@ impl Open {
                 shared.buffers.give_back(cut);
                 Ok((taken, Found::Nothing))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.cut = Some(cut);
+                Err(error)
+            }
         }
     }
 
@@ -298,6 +301,11 @@ impl Open {
     /// RFC 8446 section 5.1: alerts are never without content, and never cut.
     fn malformed_or_empty(&self, content: &[u8]) -> TlsError {
         if content.is_empty() { TlsError::UnexpectedMessage } else { TlsError::Malformed }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn tx(&mut self) -> &mut Direction {
+        &mut self.tx
     }
 
     pub(super) fn wants_send(&self) -> bool {

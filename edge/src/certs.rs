@@ -1,0 +1,310 @@
+//! Certificate files to a TLS config, and again when they change, without closing connections.
+//!
+//! Owns reading and checking what [`TlsKnobs`] name, which certificate a client gets, session tickets, and the thread that
+//! notices changed files. Leaves out what is done with a new config: [`watch`] hands it to a callback, and shards shake
+//! hands by it from then on ([`crate::tls::Shared::set_config`]).
+
+mod by_name;
+mod files;
+mod tickets;
+mod watcher;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hawser_proto::knobs::UsageError;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig};
+
+use self::by_name::ByName;
+use self::tickets::SharedTickets;
+pub use self::watcher::{Watcher, watch};
+use crate::config::{ClientAuth, MinVersion, TlsKnobs};
+use crate::tls::SecretTap;
+
+/// What is spoken inside.
+const ALPN: &[u8] = b"http/1.1";
+
+/// Tickets that a client is given in a handshake of TLS 1.3. It opens one connection here at a time, not several.
+const TICKETS: usize = 1;
+
+/// How to shake hands, from files that fit together.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// To be given to the shards.
+    pub config: Arc<ServerConfig>,
+    /// When the first of its certificates runs out.
+    pub expires: SystemTime,
+}
+
+/// Reads what the knobs name, and keeps what has to outlive a change of files.
+#[derive(Debug)]
+struct Loader {
+    provider: Arc<CryptoProvider>,
+    /// Used without `--tls-ticket-keys`: 12 hours, a new key every 6.
+    own_tickets: Arc<dyn ProducesTickets>,
+}
+
+impl Loader {
+    fn new() -> Result<Self, UsageError> {
+        let own_tickets = aws_lc_rs::Ticketer::new()
+            .map_err(|error| UsageError(format!("--tls-cert: no keys for tickets: {error}")))?;
+        Ok(Self { provider: Arc::new(aws_lc_rs::default_provider()), own_tickets })
+    }
+
+    /// The config that `knobs` ask for at the time `now`.
+    fn load(&self, knobs: &TlsKnobs, now: SystemTime) -> Result<Loaded, UsageError> {
+        if !knobs.is_on() {
+            return Err(UsageError(
+                "--tls-cert: is gone; TLS is turned on and off by a restart".to_owned(),
+            ));
+        }
+        let mut certificates = Vec::new();
+        let mut expires = now + NEVER;
+        for (cert, key) in knobs.tls_cert.iter().zip(&knobs.tls_key) {
+            let (certificate, until) = files::certificate(cert, key, &self.provider, now)?;
+            expires = expires.min(until);
+            certificates.push(certificate);
+        }
+        let config = self.config(knobs, certificates)?;
+        Ok(Loaded { config: Arc::new(config), expires })
+    }
+
+    fn config(
+        &self,
+        knobs: &TlsKnobs,
+        certificates: Vec<(Arc<CertifiedKey>, Vec<String>)>,
+    ) -> Result<ServerConfig, UsageError> {
+        let versions = match knobs.tls_min_version {
+            MinVersion::Tls12 => &[&TLS13, &TLS12][..],
+            MinVersion::Tls13 => &[&TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(versions)
+            .map_err(|error| UsageError(format!("--tls-min-version: {error}")))?;
+        let builder = match (knobs.tls_client_auth, &knobs.tls_client_ca) {
+            (ClientAuth::None, _) | (_, None) => builder.with_no_client_auth(),
+            (when, Some(ca)) => {
+                let roots: RootCertStore = files::authorities(ca)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(roots),
+                    Arc::clone(&self.provider),
+                );
+                let verifier = match when {
+                    ClientAuth::Optional => verifier.allow_unauthenticated(),
+                    ClientAuth::None | ClientAuth::Required => verifier,
+                };
+                let verifier = verifier.build().map_err(|error| {
+                    UsageError(format!("--tls-client-ca: {}: {error}", ca.display()))
+                })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(ByName::new(certificates)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = match &knobs.tls_ticket_keys {
+            Some(file) => Arc::new(SharedTickets::read(file)?),
+            None => Arc::clone(&self.own_tickets),
+        };
+        config.send_tls13_tickets = TICKETS;
+        config.enable_secret_extraction = true;
+        config.key_log = Arc::new(SecretTap);
+        Ok(config)
+    }
+}
+
+/// Longer than any certificate is valid.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Reads the knobs' files once, for a start-up check or a tool. What [`watch`] loads is the same.
+///
+/// # Errors
+/// A sentence that names the knob and the file.
+pub fn load(knobs: &TlsKnobs) -> Result<Loaded, UsageError> {
+    Loader::new()?.load(knobs, now())
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates are checked at the rim")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+fn read(knob: &str, path: &Path) -> Result<Vec<u8>, UsageError> {
+    fs::read(path)
+        .map_err(|error| UsageError(format!("{knob}: {} cannot be read: {error}", path.display())))
+}
+
+/// Seconds since 1970, as certificates and tickets count.
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+
+    use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, date_time_ymd};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Files of an operator.
+    struct Files {
+        folder: TempDir,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().unwrap() }
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        }
+
+        /// A certificate for `name` and its key, self-signed.
+        fn pair(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> TlsKnobs {
+            let (certificate, key) = certificate(name, change);
+            TlsKnobs {
+                tls_cert: vec![self.write(&format!("{name}.crt"), &certificate)],
+                tls_key: vec![self.write(&format!("{name}.key"), &key)],
+                ..TlsKnobs::default()
+            }
+        }
+    }
+
+    fn certificate(name: &str, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn refused(knobs: &TlsKnobs) -> String {
+        let UsageError(sentence) = load(knobs).unwrap_err();
+        sentence
+    }
+
+    #[test]
+    fn files_that_fit_together_are_loaded_and_tell_when_they_expire() {
+        let files = Files::new();
+        let knobs = files.pair("a.test", |params| params.not_after = date_time_ymd(2100, 1, 1));
+        let loaded = load(&knobs).unwrap();
+        assert_eq!(unix_seconds(loaded.expires), 4_102_444_800);
+        assert_eq!(loaded.config.alpn_protocols, [b"http/1.1"]);
+        assert!(loaded.config.enable_secret_extraction && loaded.config.ticketer.enabled());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_by_knob_and_file() {
+        let files = Files::new();
+        let good = files.pair("a.test", |_| {});
+        let missing = files.folder.path().join("missing");
+        let other = files.pair("b.test", |_| {});
+        let expired = files.pair("old.test", |params| params.not_after = date_time_ymd(2001, 2, 3));
+        let early = files.pair("new.test", |params| params.not_before = date_time_ymd(2999, 1, 1));
+        let text = files.write("text", "no PEM here");
+        let broken =
+            files.write("broken", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
+        let noise =
+            files.write("noise", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let cert = |path: &PathBuf| TlsKnobs { tls_cert: vec![path.clone()], ..good.clone() };
+        let key = |path: &PathBuf| TlsKnobs { tls_key: vec![path.clone()], ..good.clone() };
+        let ca = |path: &PathBuf| TlsKnobs {
+            tls_client_ca: Some(path.clone()),
+            tls_client_auth: ClientAuth::Required,
+            ..good.clone()
+        };
+        for (knobs, told) in [
+            (cert(&missing), "--tls-cert: {missing} cannot be read: "),
+            (cert(&text), "--tls-cert: {text} has no certificate in it"),
+            (cert(&broken), "--tls-cert: {broken} is broken PEM"),
+            (cert(&noise), "--tls-cert: {noise} does not begin with an X.509 certificate"),
+            (expired, "--tls-cert: {old.test.crt} expired at Feb  3 00:00:00 2001"),
+            (early, "--tls-cert: {new.test.crt} is not valid before Jan  1 00:00:00 2999"),
+            (key(&missing), "--tls-key: {missing} cannot be read: "),
+            (key(&text), "--tls-key: {text} has no private key in it"),
+            (
+                key(&other.tls_key[0]),
+                "--tls-key: {b.test.key} is not the key of the certificate in {a.test.crt}",
+            ),
+            (ca(&missing), "--tls-client-ca: {missing} cannot be read: "),
+            (ca(&text), "--tls-client-ca: {text} has no certificate in it"),
+            (
+                TlsKnobs { tls_ticket_keys: Some(text.clone()), ..good.clone() },
+                "--tls-ticket-keys: {text} has no key of 32 to 80 bytes",
+            ),
+            (TlsKnobs::default(), "--tls-cert: is gone"),
+        ] {
+            let told =
+                told.replace('{', &format!("{}/", files.folder.path().display())).replace('}', "");
+            let sentence = refused(&knobs);
+            assert!(sentence.starts_with(&told), "{sentence} instead of {told}");
+        }
+    }
+
+    #[test]
+    fn keys_of_other_kinds_and_chains_are_taken() {
+        let files = Files::new();
+        let authority_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&authority_key).unwrap();
+        let issuer = Issuer::new(params, authority_key);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        let own = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let own = own.signed_by(&key, &issuer).unwrap();
+        let knobs = TlsKnobs {
+            tls_cert: vec![files.write("chain", &(own.pem() + &authority.pem()))],
+            tls_key: vec![files.write("key", &key.serialize_pem())],
+            tls_client_ca: Some(files.write("ca", &authority.pem())),
+            tls_client_auth: ClientAuth::Optional,
+            tls_min_version: MinVersion::Tls13,
+            ..TlsKnobs::default()
+        };
+        load(&knobs).unwrap();
+    }
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn changed_files_are_loaded_and_bad_ones_leave_what_was() {
+        let files = Files::new();
+        let expires_in =
+            |year| files.pair("a.test", move |params| params.not_after = date_time_ymd(year, 1, 1));
+        let knobs = expires_in(2100);
+        let (changes, changed) = mpsc::channel();
+        let look_every = Duration::from_millis(10);
+        let (watcher, first) =
+            watcher::watch_every(look_every, knobs.clone(), move |loaded: Loaded| {
+                changes.send(loaded.expires).unwrap();
+            })
+            .unwrap();
+
+        expires_in(2101);
+        let second = changed.recv_timeout(DEADLINE).unwrap();
+        assert!(second > first.expires);
+
+        // A reload of a bad file hands nothing on: the next that comes is that of the good one.
+        fs::write(&knobs.tls_cert[0], "cut").unwrap();
+        watcher.reload(knobs.clone());
+        expires_in(2102);
+        assert!(changed.recv_timeout(DEADLINE).unwrap() > second);
+
+        watcher.reload(TlsKnobs { tls_min_version: MinVersion::Tls13, ..knobs });
+        changed.recv_timeout(DEADLINE).unwrap();
+        // The thread ends with its owner, and with it the callback.
+        drop(watcher);
+        while changed.recv_timeout(DEADLINE).is_ok() {}
+        assert_eq!(changed.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    }
+}
