@@ -22,7 +22,7 @@ pub(crate) use self::outgoing::Outgoing;
 pub(crate) use self::session::{Identity, Note, SUBPROTOCOL, Session, code_name};
 use self::upgrade::{Key, UpgradeError};
 use crate::clock;
-use crate::target::Target;
+use crate::front::Front;
 
 /// Longest message that is taken from a server, in bytes: above every limit that a server announces.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -42,7 +42,7 @@ const NO_CODE: u16 = 1005;
 pub(crate) struct Fleet {
     poll: Poll,
     events: Events,
-    target: Target,
+    front: Front,
     subprotocol: Option<&'static str>,
     sockets: Vec<Option<Socket>>,
     /// Clients whose `Outgoing` may hold bytes.
@@ -71,8 +71,15 @@ struct Socket {
 }
 
 enum Phase {
-    Connecting(Key),
-    Upgrading { key: Key, head: Vec<u8> },
+    /// `request` is sent as soon as there is a connection.
+    Connecting {
+        key: Key,
+        request: Vec<u8>,
+    },
+    Upgrading {
+        key: Key,
+        head: Vec<u8>,
+    },
     Open(Decoder),
 }
 
@@ -141,12 +148,12 @@ pub(crate) trait Handler {
 }
 
 impl Fleet {
-    /// Room for `clients_max` clients of `target`.
+    /// Room for `clients_max` clients of the servers behind `front`.
     ///
     /// # Errors
     /// When epoll cannot be set up.
     pub(crate) fn new(
-        target: Target,
+        front: impl Into<Front>,
         subprotocol: Option<&'static str>,
         clients_max: usize,
         seed: u64,
@@ -154,7 +161,7 @@ impl Fleet {
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS_PER_TURN_MAX),
-            target,
+            front: front.into(),
             subprotocol,
             sockets: (0..clients_max).map(|_| None).collect(),
             unwritten: Vec::new(),
@@ -176,17 +183,25 @@ impl Fleet {
     /// When the operating system refuses at once; then nothing follows.
     pub(crate) fn connect(&mut self, now: Instant, client: usize) -> io::Result<()> {
         debug_assert!(self.sockets[client].is_none(), "client {client} has a socket");
-        let mut stream = TcpStream::connect(self.target.address)?;
+        let target = self.front.pick();
+        let mut stream = TcpStream::connect(target.address)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(client), interest)?;
         self.connects += 1;
         let connect = self.connects;
         self.opening.push_back((now + OPENING_TIMEOUT, client, connect));
-        let phase = Phase::Connecting(Key::new(self.nonces.u128(..)));
+        let (key, mut request) = (Key::new(self.nonces.u128(..)), Vec::new());
+        upgrade::write_request(&mut request, target, self.subprotocol, key);
+        let phase = Phase::Connecting { key, request };
         let out = Outgoing::new(self.nonces.u32(..));
         self.sockets[client] = Some(Socket { stream, phase, out, connect, deaf: false });
         self.sockets_now += 1;
         Ok(())
+    }
+
+    /// The servers, and which of them take new clients.
+    pub(crate) fn front(&mut self) -> &mut Front {
+        &mut self.front
     }
 
     /// Sockets whose upgrade is done.
@@ -263,13 +278,12 @@ impl Fleet {
         handler: &mut impl Handler,
     ) {
         let Some(socket) = self.sockets[client].as_mut() else { return };
-        if let Phase::Connecting(key) = socket.phase {
+        if let Phase::Connecting { key, request } = &mut socket.phase {
             match finish_connect(&socket.stream) {
                 Ok(false) => return,
                 Ok(true) => {
-                    socket.phase = Phase::Upgrading { key, head: Vec::new() };
-                    let request = socket.out.raw();
-                    upgrade::write_request(request, &self.target, self.subprotocol, key);
+                    socket.out.raw().append(request);
+                    socket.phase = Phase::Upgrading { key: *key, head: Vec::new() };
                 }
                 Err(error) => return self.end(client, Ending::Io(error), handler),
             }
@@ -440,6 +454,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::target::Target;
 
     /// Writes down what happens to its only client.
     #[derive(Default)]

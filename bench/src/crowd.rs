@@ -23,9 +23,9 @@ pub(crate) use self::session::Speech;
 use self::session::{Phase, Session, Talk, Trouble, Who};
 use crate::clock;
 use crate::failure::Failure;
+use crate::front::Front;
 use crate::host;
 use crate::report::Latencies;
-use crate::target::Target;
 
 /// From the connect to the answer of the upgrade, and from there to Welcome.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ const SLEEP_MAX: Duration = Duration::from_millis(10);
 /// What a crowd is to be.
 #[derive(Clone, Debug)]
 pub(crate) struct CrowdPlan {
-    pub target: Target,
+    pub front: Front,
     pub speech: Speech,
     pub sessions: u32,
     /// Connects on their way at once.
@@ -66,6 +66,7 @@ pub(crate) struct Crowd {
     began: Instant,
     bell: OwnedFd,
     dialers: Vec<Dialer>,
+    pub(crate) front: Front,
     places: Places,
     sessions: Vec<Session>,
     talk: Talk,
@@ -101,10 +102,30 @@ struct Deadline {
     connect: u8,
 }
 
-/// A moment at which sessions lost their connections, and how long each was away.
+/// Sessions lose their connections, all at once or one after the other: how long each was away.
 struct Cut {
     at: Instant,
     recovered: Latencies,
+    /// Where each goes at a moment of its own: when, in milliseconds since `at`; [`STILL_HERE`] until then.
+    gone_ms: Option<Vec<u32>>,
+}
+
+const STILL_HERE: u32 = u32::MAX;
+
+impl Cut {
+    /// What counts is when a session went first.
+    fn record_gone(&mut self, now: Instant, number: u32) {
+        let at_ms = now.saturating_duration_since(self.at).as_millis() as u32;
+        if let Some(gone) = self.gone_ms.as_mut().and_then(|all| all.get_mut(number as usize)) {
+            *gone = at_ms.min(*gone);
+        }
+    }
+
+    fn record_recovery(&mut self, now: Instant, number: u32) {
+        let gone_ms = self.gone_ms.as_ref().map_or(0, |all| all[number as usize]);
+        let since_cut = now.saturating_duration_since(self.at);
+        self.recovered.record(since_cut.saturating_sub(Duration::from_millis(gone_ms.into())));
+    }
 }
 
 impl Crowd {
@@ -121,7 +142,7 @@ impl Crowd {
         let slots = plan.sessions.div_ceil(rings);
         let dialers = (0..rings)
             .map(|ring| {
-                Dialer::new(slots, plan.target.address, bell.as_fd())
+                Dialer::new(slots, plan.front.first().address, bell.as_fd())
                     .map_err(|error| no_ring(plan.sessions, rings, ring, &error))
             })
             .collect::<Result<_, _>>()?;
@@ -131,9 +152,10 @@ impl Crowd {
             began: clock::now(),
             bell,
             dialers,
-            places: Places::new(plan.target.address, rings, slots, plan.seed),
+            front: plan.front.clone(),
+            places: Places::new(plan.front.first().address, rings, slots, plan.seed),
             sessions: vec![Session::default(); plan.sessions as usize],
-            talk: Talk::new(plan.target.clone(), plan.speech, plan.seed),
+            talk: Talk::new(plan.speech, plan.seed),
             random: fastrand::Rng::with_seed(plan.seed),
             fresh: 0,
             wanted: 0,
@@ -199,9 +221,24 @@ impl Crowd {
     /// Every connection is about to go, at `at`: from now on it is measured how long sessions take to come back, and
     /// what goes wrong meanwhile is no error.
     pub(crate) fn begin_cut(&mut self, at: Instant) {
-        self.cut = Some(Cut { at, recovered: Latencies::new() });
+        self.cut = Some(Cut { at, recovered: Latencies::new(), gone_ms: None });
         self.failed_attempts = 0;
         self.sessions.iter_mut().for_each(|session| session.recovered = false);
+    }
+
+    /// From `at` on connections go one after the other: the same as a cut, but for each session from the moment when it
+    /// hears that it has to go.
+    pub(crate) fn begin_farewell(&mut self, at: Instant) {
+        self.begin_cut(at);
+        if let Some(cut) = &mut self.cut {
+            cut.gone_ms = Some(vec![STILL_HERE; self.sessions.len()]);
+        }
+    }
+
+    /// When each session that has heard it since heard that it has to go, in milliseconds since the farewell began.
+    pub(crate) fn gone_ms(&self) -> impl Iterator<Item = u32> {
+        let gone_ms = self.cut.as_ref().and_then(|cut| cut.gone_ms.as_deref()).unwrap_or_default();
+        gone_ms.iter().copied().filter(|at_ms| *at_ms != STILL_HERE)
     }
 
     /// Moves the moment from which it is measured: the server is there again.
@@ -303,8 +340,10 @@ impl Crowd {
         self.connecting += 1;
         let who = self.who(number);
         self.out.clear();
-        self.talk.write_request(who, &mut self.out);
+        let target = self.front.pick();
+        self.talk.write_request(who, target, &mut self.out);
         let (ring, slot) = self.places.slot(number);
+        self.dialers[ring].aim(target.address);
         let source = self.places.source(number, who.connect);
         self.dialers[ring].connect(slot, source, &self.out);
         self.await_answer(now_ms, who);
@@ -424,11 +463,35 @@ impl Crowd {
             if let Some(cut) = &mut self.cut
                 && !std::mem::replace(&mut session.recovered, true)
             {
-                cut.recovered.record(clock::now().saturating_duration_since(cut.at));
+                cut.record_recovery(clock::now(), number);
             }
+        }
+        if let Some(after) = self.talk.sent_away.take() {
+            self.begin_absence(number, before, after);
         }
         if let Err(trouble) = heard {
             self.fail(number, &trouble);
+        }
+    }
+
+    /// A session was told to go: it has said Close, and comes back when it was told to.
+    fn begin_absence(&mut self, number: u32, before: Phase, after: Duration) {
+        let (who, now_ms) = (self.who(number), self.now_ms());
+        match before {
+            Phase::Live => self.end_live(number),
+            Phase::Opening | Phase::Joining => self.connecting -= 1,
+            Phase::Absent | Phase::Waiting | Phase::Leaving | Phase::Closing => return,
+        }
+        let pause = pause_asked(after, &mut self.random);
+        self.later.push(now_ms + pause.as_millis() as u32, number);
+        self.await_answer(now_ms, who);
+    }
+
+    /// A session is live no more.
+    fn end_live(&mut self, number: u32) {
+        self.live -= 1;
+        if let Some(cut) = &mut self.cut {
+            cut.record_gone(clock::now(), number);
         }
     }
 
@@ -440,8 +503,9 @@ impl Crowd {
         if session.is_connecting() {
             self.connecting -= 1;
         } else if was == Phase::Live {
-            self.live -= 1;
+            self.end_live(number);
         }
+        let session = &mut self.sessions[number as usize];
         self.talk.forget(who, session);
         session.phase = Phase::Closing;
         session.attempts = session.attempts.saturating_add(1);
@@ -454,14 +518,16 @@ impl Crowd {
             let is_answer_to_close =
                 was == Phase::Leaving && matches!(trouble, Trouble::Closed(..) | Trouble::Lost(_));
             if was_cut && trouble.is_weather() {
-                self.failed_attempts += u64::from(was != Phase::Live);
+                let was_here = matches!(was, Phase::Live | Phase::Leaving);
+                self.failed_attempts += u64::from(!was_here);
             } else if !is_answer_to_close {
                 self.errors += 1;
                 self.first_error.get_or_insert_with(|| format!("session {number}: {trouble}"));
             }
             pause(session.attempts, trouble, &mut self.random)
         };
-        if session.wanted {
+        // One that is leaving and wanted knows already when it comes back.
+        if session.wanted && was != Phase::Leaving {
             self.later.push(self.now_ms() + pause.as_millis() as u32, number);
         }
         let (ring, slot) = self.places.slot(number);
@@ -491,11 +557,15 @@ impl Crowd {
 /// up to half of it more, or a random part of what doubles with each attempt.
 fn pause(attempts: u8, trouble: &Trouble, random: &mut fastrand::Rng) -> Duration {
     if let Some(asked) = trouble.pause() {
-        return asked.mul_f64(1.0 + 0.5 * random.f64());
+        return pause_asked(asked, random);
     }
     let doublings = u32::from(attempts.saturating_sub(1).min(16));
     let longest = (PAUSE_MIN * 2_u32.pow(doublings)).min(PAUSE_MAX);
     longest.mul_f64(0.2 + 0.8 * random.f64())
+}
+
+fn pause_asked(asked: Duration, random: &mut fastrand::Rng) -> Duration {
+    asked.mul_f64(1.0 + 0.5 * random.f64())
 }
 
 /// Why there are not enough rings, for the person who asked for so many sessions.
@@ -517,6 +587,7 @@ mod tests {
 
     use super::*;
     use crate::client::upgrade;
+    use crate::target::Target;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: \
@@ -547,7 +618,7 @@ mod tests {
 
     fn crowd(target: Target, ping_interval: Option<Duration>) -> Crowd {
         let plan = CrowdPlan {
-            target,
+            front: target.into(),
             speech: Speech::Ws,
             sessions: 1,
             connecting_max: 4,

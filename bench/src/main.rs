@@ -2,7 +2,7 @@
 //!
 //! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
 //! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `storm` (how soon are all
-//! back), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `plot`
+//! back), `drain` (how evenly does an edge let its clients go), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `plot`
 //! (draw what others have reported), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was
 //! found, 2 the target is out of reach, 64 wrong usage.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ mod client;
 mod clock;
 mod crowd;
 mod failure;
+mod front;
 mod host;
 mod plot;
 mod processes;
@@ -24,7 +25,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::scenario::{Outcome, Stop, chat, crash, echo, idle, listen, send, slow, soak, storm};
+use crate::scenario::{
+    Outcome, Stop, chat, crash, drain, echo, idle, listen, send, slow, soak, storm,
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "hawser-bench", version, about, long_about = None)]
@@ -49,6 +52,8 @@ enum Command {
     Idle(idle::IdleArgs),
     /// How soon are all back after the edge died, or after all were cut off?
     Storm(storm::StormArgs),
+    /// How evenly does an edge let its clients go when it is told to leave?
+    Drain(drain::DrainArgs),
     /// What do clients cost that stop reading, and whom do they hurt?
     Slow(slow::SlowArgs),
     /// Does memory grow when clients come and go?
@@ -89,6 +94,7 @@ fn run(command: &Command) -> Result<bool, Failure> {
         Command::Crash(args) => (crash::run(args, &stop)?, args.output),
         Command::Idle(args) => (idle::run(args, &stop)?, args.output),
         Command::Storm(args) => (storm::run(args, &stop)?, args.output),
+        Command::Drain(args) => (drain::run(args, &stop)?, args.output),
         Command::Slow(args) => (slow::run(args, &stop)?, args.output),
         Command::Soak(args) => (soak::run(args, &stop)?, args.output),
     };

@@ -1,4 +1,4 @@
-//! An edge and a router of our own: started from the binaries beside this one, on free ports, in a temporary
+//! Edges and a router of our own: started from the binaries beside this one, on free ports, in a temporary
 //! folder; killed and started again; ended when the guard goes, also in a panic.
 
 use std::fs::{self, File};
@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::front::Front;
 use crate::host;
 use crate::scenario::Stop;
 use crate::target::Target;
@@ -38,7 +40,12 @@ const PORT_DRAWS_MAX: u32 = 1_000;
 pub(crate) struct Plan {
     /// Start a router and tell the edge of it.
     pub router: bool,
+    /// How many edges, at least one.
+    pub edges: usize,
+    /// Of each edge.
     pub connections_max: usize,
+    /// Over which an edge sends its clients away when it is told to leave; absent: its default.
+    pub drain_window: Option<Duration>,
     pub shards: Option<usize>,
     pub echo_path: Option<&'static str>,
     /// Where the temporary folder is made.
@@ -47,12 +54,29 @@ pub(crate) struct Plan {
     pub keep: bool,
 }
 
+impl Plan {
+    /// What the flags of this plan mean for an edge.
+    fn configure(&self, edge: &mut Server) {
+        edge.set_flag("--connections-max", self.connections_max);
+        edge.command_line.push("--dev-auth".to_owned());
+        if let Some(shards) = self.shards {
+            edge.set_flag("--shards", shards);
+        }
+        if let Some(path) = self.echo_path {
+            edge.set_flag("--echo-path", path);
+        }
+        if let Some(window) = self.drain_window {
+            edge.set_flag("--drain-window", humantime::format_duration(window));
+        }
+    }
+}
+
 /// The servers of one run. Dropping it kills them and removes their folder.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    pub edge: Server,
+    /// At least one.
+    pub edges: Vec<Server>,
     pub router: Option<Server>,
-    address: SocketAddr,
     /// Type of the filesystem that holds the router's data.
     pub data_filesystem: String,
     /// Last, so that it goes after the processes that write to it.
@@ -72,29 +96,28 @@ impl Servers {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut taken = Vec::new();
         let mut port = || free_port(&mut random, &mut taken);
-        let (listen, admin) = (port()?, port()?);
-        let mut edge = Server::new("hawser-edge", folder.path(), listen, admin)?;
-        edge.flag("--connections-max", plan.connections_max);
-        edge.command_line.push("--dev-auth".to_owned());
-        if let Some(shards) = plan.shards {
-            edge.flag("--shards", shards);
-        }
-        if let Some(path) = plan.echo_path {
-            edge.flag("--echo-path", path);
+        let mut edges = Vec::new();
+        for _ in 0..plan.edges {
+            let (listen, admin) = (port()?, port()?);
+            let mut edge = Server::new("hawser-edge", folder.path(), listen, admin)?;
+            plan.configure(&mut edge);
+            edges.push(edge);
         }
         let mut router = None;
         if plan.router {
             let (listen, admin) = (port()?, port()?);
             let mut server = Server::new("hawser-router", folder.path(), listen, admin)?;
-            server.flag("--data-dir", folder.path().join("data").display());
-            edge.flag("--router", listen);
+            server.set_flag("--data-dir", folder.path().join("data").display());
+            edges.iter_mut().for_each(|edge| edge.set_flag("--router", listen));
             server.start()?;
             server.wait_ready(stop, |status| status == 200)?;
             router = Some(server);
         }
-        edge.start()?;
-        // Without a router the edge is up but not well; for echoing that will do.
-        edge.wait_ready(stop, |status| status == 200 || !plan.router)?;
+        for edge in &mut edges {
+            edge.start()?;
+            // Without a router the edge is up but not well; for echoing that will do.
+            edge.wait_ready(stop, |status| status == 200 || !plan.router)?;
+        }
         let folder = if plan.keep {
             eprintln!("the servers' folder is kept: {}", folder.keep().display());
             None
@@ -102,23 +125,22 @@ impl Servers {
             Some(folder)
         };
         let data_filesystem = host::filesystem_of(&plan.folder);
-        Ok(Self { edge, router, address: listen, data_filesystem, _folder: folder })
+        Ok(Self { edges, router, data_filesystem, _folder: folder })
     }
 
-    /// Where clients connect to.
-    pub(crate) fn target(&self, path: &str) -> Target {
-        Target::local(self.address, path)
+    /// Where clients connect to: the edges in order.
+    pub(crate) fn front(&self, path: &str) -> Front {
+        Front::new(self.edges.iter().map(|edge| Target::local(edge.listen, path)))
     }
 
-    /// The processes, the edge first.
+    /// The processes that run, the edges first.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        let router = self.router.as_ref().and_then(Server::pid);
-        self.edge.pid().into_iter().chain(router).collect()
+        self.edges.iter().chain(&self.router).filter_map(Server::pid).collect()
     }
 
     /// Fails when a server ended that nobody killed; shows the end of its log.
     pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
-        self.edge.check_alive()?;
+        self.edges.iter_mut().try_for_each(Server::check_alive)?;
         self.router.as_mut().map_or(Ok(()), Server::check_alive)
     }
 }
@@ -129,9 +151,12 @@ pub(crate) struct Server {
     name: &'static str,
     program: PathBuf,
     command_line: Vec<String>,
+    listen: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
+    /// It was asked to leave.
+    leaving: bool,
 }
 
 impl Server {
@@ -148,15 +173,17 @@ impl Server {
                 "{name} is not in {folder}, beside this binary: build the workspace, or name a running server with --target"
             )));
         }
-        let log = folder.join(format!("{name}.log"));
-        let mut server = Self { name, program, command_line: Vec::new(), admin, log, child: None };
-        server.flag("--listen", listen).flag("--admin", admin);
+        let log = folder.join(format!("{name}-{}.log", listen.port()));
+        let command_line = Vec::new();
+        let mut server =
+            Self { name, program, command_line, listen, admin, log, child: None, leaving: false };
+        server.set_flag("--listen", listen);
+        server.set_flag("--admin", admin);
         Ok(server)
     }
 
-    fn flag(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
+    fn set_flag(&mut self, name: &str, value: impl std::fmt::Display) {
         self.command_line.extend([name.to_owned(), value.to_string()]);
-        self
     }
 
     /// Starts the process; it may not be ready yet. Its stderr goes on in the same log.
@@ -175,6 +202,7 @@ impl Server {
             .process_group(0)
             .spawn()?;
         self.child = Some(child);
+        self.leaving = false;
         Ok(())
     }
 
@@ -185,6 +213,34 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Asks the process to leave in order, with SIGTERM. [`Self::ended`] says when it has.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn ask_to_leave(&mut self) -> io::Result<()> {
+        let child = self.child.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        self.leaving = true;
+        Ok(kill_process(Pid::from_child(child), Signal::TERM)?)
+    }
+
+    /// How the process ended, once it has ended by itself; then it can be started again.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
+    /// Whether it says that it is well.
+    pub(crate) fn is_well(&self) -> bool {
+        healthz(self.admin).is_ok_and(|status| status == 200)
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {
@@ -204,18 +260,21 @@ impl Server {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Fails when the process ended by itself.
+    /// Fails when the process ended by itself, without being asked to leave.
     pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
         let ended: Option<ExitStatus> =
             self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         match ended {
-            None => Ok(()),
-            Some(status) => Err(Failure::Broken(format!(
-                "{} ended by itself ({status}); the end of its log:\n{}",
-                self.name,
-                self.log_tail()
-            ))),
+            Some(status) if !self.leaving => {
+                Err(self.broken(format_args!("ended by itself ({status})")))
+            }
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// What is wrong with it, and the end of its log.
+    pub(crate) fn broken(&self, what: impl std::fmt::Display) -> Failure {
+        Failure::Broken(format!("{} {what}; the end of its log:\n{}", self.name, self.log_tail()))
     }
 
     fn log_tail(&self) -> String {
@@ -235,11 +294,7 @@ impl Server {
                 return Err(Failure::Broken("interrupted before the servers were up".to_owned()));
             }
             if clock::now() > deadline {
-                return Err(Failure::Broken(format!(
-                    "{} was not ready within {READY_TIMEOUT:?}; the end of its log:\n{}",
-                    self.name,
-                    self.log_tail()
-                )));
+                return Err(self.broken(format_args!("was not ready within {READY_TIMEOUT:?}")));
             }
             stop.pause(READY_POLL_INTERVAL);
         }

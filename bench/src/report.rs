@@ -73,6 +73,8 @@ pub(crate) struct Report {
     pub recovered_seconds: Option<Seconds>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +82,9 @@ pub(crate) struct Report {
     /// Others that were connected and pinged meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<usize>,
+    /// Edges that left and were started again meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drains: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kills: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,9 +130,11 @@ impl Report {
             shard_fullest_over_emptiest: None,
             recovered_seconds: None,
             recovery: None,
+            drained: None,
             churn: None,
             slow: None,
             idle_connections: None,
+            drains: None,
             kills: None,
             killed: None,
             seed: None,
@@ -174,6 +181,54 @@ pub(crate) struct Recovery {
     pub failed_attempts: u64,
     /// Seconds since the new server's start, and how many are registered then.
     pub curve: Vec<(f64, usize)>,
+}
+
+/// How an edge that was told to leave let its clients go. Times are seconds since it was told.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Drained {
+    /// Sessions that were told to go.
+    pub gone: u64,
+    /// When the last was told.
+    pub gone_within_seconds: f64,
+    /// Most in any one second.
+    pub gone_per_second_max: u64,
+    /// That, over what a straight line makes of all of them.
+    pub gone_per_second_max_over_mean: f64,
+    /// When all were registered again.
+    pub back_after_seconds: Option<f64>,
+    /// When the process had ended.
+    pub ended_after_seconds: Option<f64>,
+    /// With exit status 0.
+    pub ended_well: bool,
+    /// Attempts to come back that came to nothing.
+    pub failed_attempts: u64,
+    /// Told in each second since.
+    pub gone_in_second: Vec<u64>,
+}
+
+impl Drained {
+    /// From the moments at which sessions were told, in milliseconds, and how long it was meant to take.
+    pub(crate) fn of(gone_ms: impl Iterator<Item = u32>, curve_seconds: f64) -> Self {
+        let mut tenths = Vec::new();
+        let mut drained = Self::default();
+        let mut last_ms = 0;
+        for at_ms in gone_ms {
+            let tenth = (at_ms / 100) as usize;
+            tenths.resize(tenths.len().max(tenth + 1), 0);
+            tenths[tenth] += 1;
+            drained.gone += 1;
+            last_ms = last_ms.max(at_ms);
+        }
+        // A second that begins at any tenth, not only with the clock's.
+        let within = |second: &[u64]| second.iter().sum::<u64>();
+        let whole = tenths.windows(10.min(tenths.len().max(1))).map(within);
+        drained.gone_per_second_max = whole.max().unwrap_or_default();
+        drained.gone_in_second = tenths.chunks(10).map(within).collect();
+        drained.gone_within_seconds = rounded(f64::from(last_ms) / 1e3);
+        let mean = drained.gone as f64 / curve_seconds;
+        drained.gone_per_second_max_over_mean = rounded(drained.gone_per_second_max as f64 / mean);
+        drained
+    }
 }
 
 /// How memory went with coming and going.
@@ -232,6 +287,8 @@ pub(crate) struct Killed {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Traffic {
     pub reconnects: u64,
+    /// Clients that were told to go.
+    pub sent_away: u64,
     /// Deliveries that a client dropped because it had had them.
     pub repeated_deliveries: u64,
     /// Deliveries from behind a hole, which the server was asked to fill.
@@ -403,6 +460,18 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fullest_second_of_a_drain_may_begin_at_any_time() {
+        let even = Drained::of((0..3000).map(|session| session * 10), 30.0);
+        assert_eq!((even.gone, even.gone_per_second_max), (3000, 100));
+        assert_eq!((even.gone_per_second_max_over_mean, even.gone_within_seconds), (1.0, 29.99));
+        assert_eq!(even.gone_in_second, [100; 30]);
+        let lump = (0..3000).map(|session| if session < 300 { 1_700 + session } else { 29_000 });
+        let uneven = Drained::of(lump.filter(|at_ms| *at_ms < 29_000), 3.0);
+        assert_eq!((uneven.gone_per_second_max, uneven.gone_per_second_max_over_mean), (300, 3.0));
+        assert_eq!(Drained::of([].into_iter(), 1.0).gone_per_second_max_over_mean, 0.0);
+    }
 
     #[test]
     fn latencies_are_told_in_milliseconds() {

@@ -4,11 +4,13 @@ mod background;
 pub(crate) mod chat;
 pub(crate) mod crash;
 mod crowded;
+pub(crate) mod drain;
 pub(crate) mod echo;
 mod hand;
 pub(crate) mod idle;
 pub(crate) mod listen;
 mod pairs;
+mod rotation;
 pub(crate) mod send;
 pub(crate) mod slow;
 pub(crate) mod soak;
@@ -25,6 +27,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::front::Front;
 use crate::host;
 use crate::processes::{Plan, Servers};
 use crate::report::Report;
@@ -131,8 +134,10 @@ fn as_text<S: serde::Serializer>(target: &Option<Target>, to: S) -> Result<S::Ok
 
 /// The server under test.
 struct Served {
-    target: Target,
+    front: Front,
+    /// The edges first.
     pids: Vec<u32>,
+    edges: usize,
     /// `None` when it was running already.
     servers: Option<Servers>,
 }
@@ -163,10 +168,13 @@ impl ServerFlags {
                 host::cpu_time(*pid)
                     .map_err(|error| Failure::Usage(format!("--pid: process {pid}: {error}")))?;
             }
-            return Ok(Served { target: target.clone(), pids: self.pid.clone(), servers: None });
+            let front = target.clone().into();
+            return Ok(Served { front, pids: self.pid.clone(), edges: 1, servers: None });
         }
         let mut plan = Plan {
             router: true,
+            edges: 1,
+            drain_window: None,
             // Connections that broke may not be gone yet when their successors come.
             connections_max: 2 * connections + 64,
             shards: self.shards.map(|shards| shards as usize),
@@ -176,7 +184,8 @@ impl ServerFlags {
         };
         let path = own(&mut plan);
         let servers = Servers::start(&plan, seed, stop)?;
-        Ok(Served { target: servers.target(path), pids: servers.pids(), servers: Some(servers) })
+        let (front, pids) = (servers.front(path), servers.pids());
+        Ok(Served { front, pids, edges: plan.edges, servers: Some(servers) })
     }
 }
 
@@ -217,6 +226,14 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
 /// Writes a duration into the report's settings, in seconds.
 fn as_seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f64(duration.as_secs_f64())
+}
+
+/// The same for one that may be absent, which is then left out.
+fn as_seconds_if<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    as_seconds(&duration.unwrap_or_default(), to)
 }
 
 #[cfg(test)]

@@ -144,6 +144,31 @@ fn assert_recovered(report: &Value, connections: u64) {
 }
 
 #[test]
+fn an_edge_that_is_told_to_leave_lets_its_clients_go_evenly_over_its_window() {
+    let report = report(&["drain", "--connections", "1000", "--shards", "2", "--window", "4s"]);
+    assert_eq!((&report["connections"], &report["errors"]), (&1000.into(), &0.into()), "{report}");
+    assert_eq!((&report["gone"], &report["ended_well"]), (&1000.into(), &true.into()), "{report}");
+    let figure = |name: &str| report[name].as_f64().unwrap_or(f64::INFINITY);
+    assert!(figure("gone_within_seconds") <= 4.5, "{report}");
+    assert!(figure("gone_per_second_max_over_mean") <= 2.0, "{report}");
+    assert!(figure("ended_after_seconds") <= 8.0, "{report}");
+    assert!(report["recovered_seconds"]["p99"].as_f64() < Some(10.0), "{report}");
+    assert_eq!(report["failed_attempts"], 0, "the other edge takes all: {report}");
+}
+
+#[test]
+fn nothing_is_lost_while_edges_leave_in_turn() {
+    let pairs = ["chat", "--pairs", "10", "--rate", "200", "--seconds", "6", "--warmup", "0"];
+    let edges = ["--edges", "2", "--drain-every", "1s", "--drain-window", "2s"];
+    let report = report(&[&pairs[..], &edges].concat());
+    assert_sound(&report);
+    assert!(report["drains"].as_u64() >= Some(2), "{report}");
+    // Half of the clients are with the first edge when it leaves, all with the second when that one does.
+    assert!(report["traffic"]["sent_away"].as_u64() >= Some(20), "{report}");
+    assert_eq!(report["traffic"]["reconnects"], report["traffic"]["sent_away"], "{report}");
+}
+
+#[test]
 fn coming_and_going_is_counted_and_its_memory_compared() {
     let report = report(&["soak", "--connections", "300", "--churn", "200", "--seconds", "3"]);
     assert_eq!((&report["connections"], &report["errors"]), (&300.into(), &0.into()), "{report}");
@@ -222,13 +247,15 @@ fn a_listener_goes_on_after_the_edge_was_killed() {
 
 #[test]
 fn wrong_usage_names_the_flag_and_ends_with_64() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["chat", "--pairs", "0"], "--pairs"),
         (&["chat", "--frob"], "--frob"),
         (&["echo", "--target", "http://127.0.0.1/"], "--target"),
         (&["echo", "--connections", "999999"], "--connections"),
         (&["idle", "--connections", "0"], "--connections"),
         (&["storm", "--target", "ws://127.0.0.1:1/"], "--cut"),
+        (&["drain", "--target", "ws://127.0.0.1:1/"], "--target"),
+        (&["chat", "--drain-every", "1s"], "--drain-every"),
         (&["send", "--as", "alice", "x"], "--to"),
         (&["crash", "--seconds-max", "soon"], "--seconds-max"),
     ];

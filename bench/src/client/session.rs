@@ -58,6 +58,8 @@ pub(crate) struct Session {
     next_number: u64,
     /// Set while refused sends wait to be repeated; nothing new is sent meanwhile, to keep the order.
     retry_at: Option<Instant>,
+    /// Since then the server wants us to go: nothing new is sent, and its Close frame is awaited.
+    leaving_since: Option<Instant>,
     refusals_in_a_row: u32,
     sends_in_flight_max: usize,
     ping_interval: Duration,
@@ -151,6 +153,7 @@ impl Session {
             unanswered: VecDeque::new(),
             next_number: 1,
             retry_at: None,
+            leaving_since: None,
             refusals_in_a_row: 0,
             sends_in_flight_max: 1,
             ping_interval: PING_INTERVAL_DEFAULT,
@@ -180,6 +183,7 @@ impl Session {
     pub(crate) fn may_send(&self) -> bool {
         self.is_live()
             && self.retry_at.is_none()
+            && self.leaving_since.is_none()
             && self.unanswered.len() < self.sends_in_flight_max
     }
 
@@ -235,6 +239,7 @@ impl Session {
         self.phase = Phase::Away;
         self.synced_after = None;
         self.retry_at = None;
+        self.leaving_since = None;
         for send in &mut self.unanswered {
             send.state = Submission::Waiting;
         }
@@ -256,7 +261,10 @@ impl Session {
             ServerFrame::Deliver(deliver) => self.handle_deliver(now, deliver, out),
             ServerFrame::Gap(gap) => self.handle_gap(gap),
             ServerFrame::Receipt(receipt) => Note::Receipt(receipt),
-            ServerFrame::GoAway(go_away) => Note::GoAway(go_away),
+            ServerFrame::GoAway(go_away) => {
+                self.leaving_since = Some(now);
+                Note::GoAway(go_away)
+            }
             ServerFrame::Error(error) => Note::Failed(error),
             ServerFrame::Signal(_) | ServerFrame::Pong(_) | ServerFrame::Unknown => Note::Nothing,
         })
@@ -287,6 +295,9 @@ impl Session {
             Phase::Away => return true,
             Phase::Connecting { since } => return !overdue(since),
             Phase::Live => {}
+        }
+        if self.leaving_since.is_some_and(overdue) {
+            return false;
         }
         self.submit_waiting(now, out);
         let silent_for = self.said_at.map(|at| now.saturating_duration_since(at));
@@ -390,6 +401,9 @@ impl Session {
     /// Sends what waits, in order, as far as the server's bound goes. Refused sends wait until every send has been
     /// answered and their pause is over; then all go again in order.
     fn submit_waiting(&mut self, now: Instant, out: &mut Outgoing) {
+        if self.leaving_since.is_some() {
+            return;
+        }
         if let Some(retry_at) = self.retry_at {
             let in_flight = |send: &Unanswered| matches!(send.state, Submission::InFlight { .. });
             if now < retry_at || self.unanswered.iter().any(in_flight) {
@@ -665,6 +679,23 @@ mod tests {
         assert_eq!(bed.session.unanswered(), 0);
         assert!(bed.pass(SECOND));
         assert!(bed.said().is_empty());
+    }
+
+    #[test]
+    fn one_that_is_sent_away_says_nothing_new_until_it_is_elsewhere() {
+        let mut bed = Bed::live(0);
+        bed.send("a");
+        bed.said();
+        bed.tell(ServerFrame::GoAway(GoAway { reason: "", reconnect_after_ms: 7 }));
+        assert!(!bed.session.may_send());
+        bed.send("b");
+        assert!(bed.drained().is_empty());
+        assert_eq!(bed.answer("x-1", None), "Accepted { number: 1, message_id: 7 }");
+        bed.session.handle_closed();
+        bed.connect(0);
+        assert_eq!(bed.said(), ["send x-2"]);
+        bed.tell(ServerFrame::GoAway(GoAway { reason: "", reconnect_after_ms: 7 }));
+        assert!(!bed.pass(ANSWER_TIMEOUT + SECOND), "the server does not close");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!            connect           101                 Welcome
-//!   Waiting ────────► Opening ─────► Joining ────────────► Live ───leave───► Leaving
-//!      ▲                 └───────────────┴─── any fault ──────┴─────────────────┤
-//!      └─────────────────────────────── Closing ◄───────────────────────────────┘
+//!   Waiting ────────► Opening ─────► Joining ────────────► Live ──leave, GoAway──► Leaving
+//!      ▲                 └───────────────┴─── any fault ──────┴───────────────────────┤
+//!      └─────────────────────────────── Closing ◄─────────────────────────────────────┘
 //! ```
 //!
 //! Whatever can be computed from a session's number is not kept: its user, its keys, what its ping says.
@@ -109,10 +109,6 @@ pub(super) enum Trouble {
         message: String,
         retryable: bool,
     },
-    /// The server sends us away.
-    GoAway {
-        after: Duration,
-    },
     /// Something that is no frame of the client protocol, or at the wrong time.
     Nonsense(&'static str),
     /// No upgrade or no Welcome in time.
@@ -126,13 +122,13 @@ impl Trouble {
         if let Self::Upgrade(UpgradeError::Status { retry_after, .. }) = self {
             return *retry_after;
         }
-        if let Self::GoAway { after } = self { Some(*after) } else { None }
+        None
     }
 
     /// What happens when a server dies, starts or is full: nobody's fault while it was cut off.
     pub(super) fn is_weather(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Lost(_) | Self::GoAway { .. } | Self::Late(_) => true,
+            Self::Refused(_) | Self::Lost(_) | Self::Late(_) => true,
             // The reset of a dead server's socket is sent once, and may be lost.
             Self::PongMissing => true,
             Self::Upgrade(UpgradeError::Status { code, .. }) => *code == 503,
@@ -154,7 +150,6 @@ impl fmt::Display for Trouble {
             Self::Protocol(error) => write!(f, "the server broke the protocol: {error}"),
             Self::Closed(code, reason) => write!(f, "the server closed with {code} ({reason})"),
             Self::Error { code, message, .. } => write!(f, "{code}: {message}"),
-            Self::GoAway { after } => write!(f, "sent away for {after:?}"),
             Self::Nonsense(what) => f.write_str(what),
             Self::Late(longest) => write!(f, "not let in within {longest:?}"),
             Self::PongMissing => f.write_str("a ping was not answered in time"),
@@ -172,7 +167,6 @@ pub(super) struct Who {
 
 /// What all sessions of a crowd have in common when they talk.
 pub(super) struct Talk {
-    target: Target,
     pub(super) speech: Speech,
     subprotocol: Option<&'static str>,
     /// Put into the names of users, so that each run has its own.
@@ -184,6 +178,8 @@ pub(super) struct Talk {
     frame: Vec<u8>,
     masks: fastrand::Rng,
     pub(super) pongs: u64,
+    /// The session that was heard last was told to go, and to come back after so long.
+    pub(super) sent_away: Option<Duration>,
 }
 
 enum Partial {
@@ -192,9 +188,8 @@ enum Partial {
 }
 
 impl Talk {
-    pub(super) fn new(target: Target, speech: Speech, run: u64) -> Self {
+    pub(super) fn new(speech: Speech, run: u64) -> Self {
         Self {
-            target,
             speech,
             subprotocol: (speech == Speech::Hawser).then_some(SUBPROTOCOL),
             run,
@@ -204,12 +199,13 @@ impl Talk {
             frame: Vec::new(),
             masks: fastrand::Rng::with_seed(run),
             pongs: 0,
+            sent_away: None,
         }
     }
 
     /// The upgrade request.
-    pub(super) fn write_request(&self, who: Who, out: &mut Vec<u8>) {
-        upgrade::write_request(out, &self.target, self.subprotocol, self.key(who));
+    pub(super) fn write_request(&self, who: Who, target: &Target, out: &mut Vec<u8>) {
+        upgrade::write_request(out, target, self.subprotocol, self.key(who));
     }
 
     pub(super) fn write_ping(&mut self, who: Who, out: &mut Vec<u8>) {
@@ -334,7 +330,7 @@ impl Talk {
     ) -> Result<(), Trouble> {
         match item {
             Item::Message { payload, .. } if self.speech == Speech::Hawser => {
-                self.hear_message(who, session, payload)
+                self.hear_message(who, session, payload, out)
             }
             Item::Message { .. } => Ok(()),
             Item::Ping(payload) => {
@@ -357,6 +353,7 @@ impl Talk {
         who: Who,
         session: &mut Session,
         message: &[u8],
+        out: &mut Vec<u8>,
     ) -> Result<(), Trouble> {
         let frame = ServerFrame::read(message)
             .map_err(|_| Trouble::Nonsense("a message is no frame of the client protocol"))?;
@@ -367,9 +364,12 @@ impl Talk {
             }
             ServerFrame::Welcome(_) => Err(Trouble::Nonsense("a second Welcome")),
             ServerFrame::Pong(pong) => self.hear_pong(session, pong.nonce == nonce(who)),
-            ServerFrame::GoAway(away) => Err(Trouble::GoAway {
-                after: Duration::from_millis(away.reconnect_after_ms.into()),
-            }),
+            ServerFrame::GoAway(away) => {
+                session.phase = Phase::Leaving;
+                self.sent_away = Some(Duration::from_millis(away.reconnect_after_ms.into()));
+                self.write_close(out);
+                Ok(())
+            }
             ServerFrame::Error(error) => Err(Trouble::Error {
                 code: code_name(&error),
                 message: error.message.to_owned(),

@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES};
-use super::{CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
+use super::pairs::{Pacing, Pairs, PairsPlan, STAMP_BYTES, Weather};
+use super::rotation::Rotation;
+use super::{
+    CLIENT_PATH, Outcome, OutputFlags, ServerFlags, Stop, TURN_MAX, as_seconds, as_seconds_if,
+    parse_seconds,
+};
 use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
 use crate::failure::Failure;
+use crate::processes::Plan;
 use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
 
 /// For all clients together, and the share of each.
@@ -35,6 +40,19 @@ pub(crate) struct ChatArgs {
     #[arg(long, default_value = "1s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
     warmup: Duration,
+    /// Own edges, behind a balancer
+    #[arg(long, default_value_t = 1, conflicts_with = "target",
+          value_parser = clap::value_parser!(u32).range(1..=16))]
+    edges: u32,
+    /// One edge after the other is told to leave, and started again when it has; so long lies between them. Needs two
+    /// edges, for clients to have where to go
+    #[arg(long, value_name = "DURATION", conflicts_with = "target", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds_if", skip_serializing_if = "Option::is_none")]
+    drain_every: Option<Duration>,
+    /// Over which an edge sends its clients away
+    #[arg(long, default_value = "5s", requires = "drain_every", value_parser = parse_seconds)]
+    #[serde(serialize_with = "as_seconds")]
+    drain_window: Duration,
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) output: OutputFlags,
@@ -79,7 +97,7 @@ impl PairsFlags {
         clock::now() + self.settle.min(longest)
     }
 
-    pub(super) fn plan(&self, calm: bool, seed: u64) -> PairsPlan {
+    pub(super) fn plan(&self, weather: Weather, seed: u64) -> PairsPlan {
         PairsPlan {
             pairs: self.pairs as usize,
             payload_bytes: self.payload_bytes as usize,
@@ -88,7 +106,7 @@ impl PairsFlags {
                 Some(rate) => Pacing::Rate { per_second: rate.into() },
                 None => Pacing::Closed { in_flight: self.in_flight as usize },
             },
-            calm,
+            weather,
             seed,
             run: clock::random_seed(),
         }
@@ -100,11 +118,20 @@ impl PairsFlags {
 /// # Errors
 /// [`Failure`] when there is nothing to report.
 pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
+    if args.drain_every.is_some() && args.edges < 2 {
+        return Err(Failure::Usage("--drain-every: needs --edges 2 or more".to_owned()));
+    }
     let clients = args.pairs.clients();
     let seed = clock::random_seed();
-    let mut served = args.servers.serve(clients, |_| CLIENT_PATH, seed, stop)?;
-    let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
-    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(true, seed));
+    let own = |plan: &mut Plan| {
+        plan.edges = args.edges as usize;
+        plan.drain_window = args.drain_every.map(|_| args.drain_window);
+        CLIENT_PATH
+    };
+    let mut served = args.servers.serve(clients, own, seed, stop)?;
+    let mut fleet = Fleet::new(served.front.clone(), Some(SUBPROTOCOL), clients, seed)?;
+    let weather = if args.drain_every.is_some() { Weather::Deploys } else { Weather::Calm };
+    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(weather, seed));
     let mut report = Report::new("chat", args);
     report.data_filesystem = served.servers.as_ref().map(|servers| servers.data_filesystem.clone());
     let mut progress = Progress::new();
@@ -116,11 +143,17 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let connecting_seconds = (connected - connecting).as_secs_f64();
     report.connects_per_second = Some(rounded(clients as f64 / connecting_seconds));
 
-    let pids = served.pids.clone();
+    // Where processes come and go, their CPU says nothing.
+    let pids = if args.drain_every.is_some() { Vec::new() } else { served.pids.clone() };
+    let mut rotation =
+        args.drain_every.map(|every| Rotation::new(connected, every, args.drain_window));
     let mut drive = |pairs: &mut Pairs, until: Instant| loop {
         let now = clock::now();
         if now >= until || stop.is_asked() || pairs.is_full() {
             return served.check_alive();
+        }
+        if let Some((rotation, servers)) = rotation.as_mut().zip(served.servers.as_mut()) {
+            rotation.turn(now, servers, fleet.front())?;
         }
         pairs.turn(&mut fleet, until)?;
         progress.show(now, || {
@@ -139,6 +172,16 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.latency_ms = latencies.and_then(|latencies| latencies.summary());
     report.cut_short = cut_short(&pairs, stop);
 
+    // Whoever is on its way out or in gets there first.
+    while let Some((rotation, servers)) = rotation.as_mut().zip(served.servers.as_mut())
+        && !rotation.is_calm()
+        && !stop.is_asked()
+    {
+        let now = clock::now();
+        rotation.turn(now, servers, fleet.front())?;
+        pairs.turn(&mut fleet, now + TURN_MAX)?;
+    }
+    report.drains = rotation.map(|rotation| rotation.rounds);
     pairs.settle(&mut fleet, args.pairs.settled_until(stop), |now, pairs| {
         progress.show(now, || format!("settling, {} delivered", pairs.delivered));
         served.check_alive()

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::chat::{self, PairsFlags};
-use super::pairs::Pairs;
+use super::pairs::{Pairs, Weather};
 use super::{CLIENT_PATH, Outcome, OutputFlags, Stop, as_seconds, parse_seconds};
 use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
@@ -91,7 +91,9 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let clients = args.pairs.clients();
     let plan = Plan {
         router: true,
+        edges: 1,
         connections_max: 2 * clients + 64,
+        drain_window: None,
         shards: args.shards.map(|shards| shards as usize),
         echo_path: None,
         folder: args.folder.clone().unwrap_or_else(std::env::temp_dir),
@@ -99,8 +101,9 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     };
     let servers = Servers::start(&plan, clock::random_seed(), stop)?;
     let mut fleet =
-        Fleet::new(servers.target(CLIENT_PATH), Some(SUBPROTOCOL), clients, seed.wrapping_add(1))?;
-    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(false, seed.wrapping_add(2)));
+        Fleet::new(servers.front(CLIENT_PATH), Some(SUBPROTOCOL), clients, seed.wrapping_add(1))?;
+    let mut pairs =
+        Pairs::new(clock::now(), &args.pairs.plan(Weather::Storm, seed.wrapping_add(2)));
     let mut report = Report::new("crash", args);
     report.seed = Some(seed);
     report.data_filesystem = Some(servers.data_filesystem.clone());
@@ -231,7 +234,7 @@ impl KillerRun {
     fn strike(&mut self, edge: bool, router: bool) -> Result<(), Failure> {
         self.servers.check_alive()?;
         if edge {
-            self.servers.edge.kill();
+            self.servers.edges[0].kill();
             self.killed.edge += 1;
         }
         if router && let Some(router) = &mut self.servers.router {
@@ -241,7 +244,7 @@ impl KillerRun {
         self.kills.store(self.killed(), Ordering::Relaxed);
         self.pause(PAUSE_BEFORE_START_MAX);
         if edge {
-            self.servers.edge.start()?;
+            self.servers.edges[0].start()?;
         }
         if router && let Some(router) = &mut self.servers.router {
             router.start()?;

@@ -55,15 +55,18 @@ pub(super) struct Crowded {
 }
 
 impl Crowded {
-    /// Starts servers (or finds those named) for `connections` sessions that are not there yet.
+    /// Starts servers (or finds those named) for `connections` sessions that are not there yet. `change` what is started,
+    /// where the scenario needs it otherwise than usual.
     pub(super) fn start(
         servers: &ServerFlags,
         flags: &CrowdFlags,
         connections: u32,
+        change: impl FnOnce(&mut Plan),
         stop: &Stop,
     ) -> Result<Self, Failure> {
         let seed = clock::random_seed();
         let own = |plan: &mut Plan| {
+            change(plan);
             plan.router = flags.session == Speech::Hawser;
             // Connections that broke may not be gone yet when their successors come.
             plan.connections_max = connections as usize + connections as usize / 64 + 64;
@@ -79,7 +82,7 @@ impl Crowded {
         }
         let began = (Usage::read(&served, flags.session)?, Kernel::read()?);
         let crowd = Crowd::new(&CrowdPlan {
-            target: served.target.clone(),
+            front: served.front.clone(),
             speech: flags.session,
             sessions: connections,
             connecting_max: flags.connecting_max as usize,
@@ -193,12 +196,17 @@ impl Crowded {
         Outcome { report, is_good }
     }
 
+    /// Connections that each shard of the first own edge that runs holds.
+    pub(super) fn held_by_shards(&self) -> Vec<f64> {
+        let servers = self.served.servers.iter().flat_map(|servers| &servers.edges);
+        let metrics = servers.filter(|edge| edge.pid().is_some()).find_map(|e| e.metrics().ok());
+        let metrics = metrics.unwrap_or_default();
+        values_of(&metrics, "edge_shard_connections").map(|(_, connections)| connections).collect()
+    }
+
     /// Fills in how evenly an own edge's shards are filled.
     fn report_shards(&self, report: &mut Report) {
-        let Some(servers) = &self.served.servers else { return };
-        let Ok(metrics) = servers.edge.metrics() else { return };
-        let shards = values_of(&metrics, "edge_shard_connections");
-        let held: Vec<f64> = shards.map(|(_, connections)| connections).collect();
+        let held = self.held_by_shards();
         let fullest = held.iter().copied().fold(0.0, f64::max);
         let emptiest = held.iter().copied().fold(f64::INFINITY, f64::min);
         if !held.is_empty() {
@@ -276,11 +284,11 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// The first process is the edge, the second the router; a server that is not Hawser's may be many processes,
+    /// The first processes are the edges, the next one is the router; a server that is not Hawser's may be many processes,
     /// which count as one.
     fn read(served: &Served, speech: Speech) -> Result<Self, Failure> {
         let (edges, routers) = match speech {
-            Speech::Hawser => served.pids.split_at(served.pids.len().min(1)),
+            Speech::Hawser => served.pids.split_at(served.pids.len().min(served.edges)),
             Speech::Ws => (&served.pids[..], &[][..]),
         };
         let bytes = |pids: &[u32]| pids.iter().map(|pid| host::anonymous_bytes(*pid)).sum();

@@ -80,14 +80,14 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
         ECHO_PATH
     };
     let mut served = args.servers.serve(connections, own, seed, stop)?;
-    let mut fleet = Fleet::new(served.target.clone(), None, connections, seed)?;
+    let mut fleet = Fleet::new(served.front.clone(), None, connections, seed)?;
     let mut echo = Echo::new(args);
     let mut report = Report::new("echo", args);
     let mut progress = Progress::new();
 
     let idle = (args.idle > 0).then(|| {
         let plan = CrowdPlan {
-            target: served.target.clone(),
+            front: served.front.clone(),
             speech: Speech::Ws,
             sessions: args.idle,
             connecting_max: OPENING_MAX,

@@ -40,7 +40,7 @@ pub(crate) struct IdleArgs {
 pub(crate) fn run(args: &IdleArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut progress = Progress::new();
     let mut report = Report::new("idle", args);
-    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, stop)?;
+    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, |_| {}, stop)?;
     crowded.connect(args.connections, stop, &mut progress, &mut report)?;
     crowded.settle(stop, &mut progress)?;
     crowded.report_memory(&mut report)?;

@@ -44,8 +44,7 @@ pub(super) struct Pairs {
     /// What payloads are filled with behind their stamp.
     filling: Vec<u8>,
     history: History,
-    /// Nobody kills anything: a broken connection is an error.
-    calm: bool,
+    weather: Weather,
     sending_since: Option<Instant>,
     issued: u64,
     next_sender: usize,
@@ -73,6 +72,8 @@ struct PairClient {
     delivered: u64,
     was_live: bool,
     attempts: u32,
+    /// The server has said when it wants to see this client again.
+    away_for: Option<Duration>,
     /// Reads nothing and says nothing.
     deaf: bool,
 }
@@ -94,6 +95,7 @@ impl Pairs {
                 delivered: 0,
                 was_live: false,
                 attempts: 0,
+                away_for: None,
                 deaf: false,
             }
         };
@@ -102,7 +104,7 @@ impl Pairs {
             pacing: plan.pacing,
             filling: (0..plan.payload_bytes).map(|at| (at * 31 + 7) as u8).collect(),
             history: History::new(plan.messages_max),
-            calm: plan.calm,
+            weather: plan.weather,
             sending_since: None,
             issued: 0,
             next_sender: 0,
@@ -365,10 +367,17 @@ impl Pairs {
                 last: gap.last_sequence,
             }),
             Note::Receipt(_) => self.traffic.receipts += 1,
-            // The server is leaving, or wants nothing of us: come back later.
-            Note::GoAway(_) => out.push_close(1000),
+            // It answers what was sent, and closes.
+            Note::GoAway(away) => {
+                let after = Duration::from_millis(away.reconnect_after_ms.into());
+                self.clients[client].away_for = Some(after);
+                self.traffic.sent_away += 1;
+                if self.weather == Weather::Calm {
+                    self.fail(client, "sent away, though nobody was told to leave");
+                }
+            }
             Note::Failed(error) => {
-                if self.calm || !error.retryable {
+                if self.weather != Weather::Storm || !error.retryable {
                     self.fail(client, format_args!("{}: {}", code_name(error), error.message));
                 }
                 out.push_close(1000);
@@ -442,7 +451,7 @@ impl Handler for Pairs {
     }
 
     fn handle_closed(&mut self, now: Instant, client: usize, ending: Ending) {
-        if self.calm && !matches!(ending, Ending::Ours) {
+        if !self.weather.explains(&ending) {
             self.fail(client, ending);
         }
         let state = &mut self.clients[client];
@@ -452,7 +461,31 @@ impl Handler for Pairs {
         let longest = longest.min(RECONNECT_PAUSE_MAX);
         state.attempts += 1;
         let pause = longest.mul_f64(0.5 + 0.5 * self.random.f64());
+        let pause = state.away_for.take().unwrap_or(pause);
         self.connects.push(Reverse((now + pause, client)));
+    }
+}
+
+/// What happens to the servers meanwhile, and so why a connection may end without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weather {
+    /// Nothing: a broken connection is an error.
+    Calm,
+    /// They are told to leave, one after the other, and started again.
+    Deploys,
+    /// They are killed, or end connections as they like.
+    Storm,
+}
+
+impl Weather {
+    fn explains(self, ending: &Ending) -> bool {
+        match self {
+            Self::Calm => matches!(ending, Ending::Ours),
+            Self::Deploys => {
+                matches!(ending, Ending::Ours | Ending::Closed { code: 1001 | 1012, .. })
+            }
+            Self::Storm => true,
+        }
     }
 }
 
@@ -463,7 +496,7 @@ pub(super) struct PairsPlan {
     pub payload_bytes: usize,
     pub messages_max: usize,
     pub pacing: Pacing,
-    pub calm: bool,
+    pub weather: Weather,
     /// For jitter.
     pub seed: u64,
     /// Makes the user names of this run its own.

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::chat::{self, PairsFlags};
-use super::pairs::Pairs;
+use super::pairs::{Pairs, Weather};
 use super::{
     CLIENT_PATH, Outcome, OutputFlags, Served, ServerFlags, Stop, as_seconds, parse_seconds,
 };
@@ -55,9 +55,9 @@ pub(crate) fn run(args: &SlowArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let Some(&edge) = served.pids.first() else {
         return Err(Failure::Usage("--pid: with --target, name the edge's process".to_owned()));
     };
-    let mut fleet = Fleet::new(served.target.clone(), Some(SUBPROTOCOL), clients, seed)?;
+    let mut fleet = Fleet::new(served.front.clone(), Some(SUBPROTOCOL), clients, seed)?;
     // That the edge ends a deaf client's connection is one of the answers, not an error.
-    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(false, seed));
+    let mut pairs = Pairs::new(clock::now(), &args.pairs.plan(Weather::Storm, seed));
     let mut report = Report::new("slow", args);
     report.data_filesystem = served.servers.as_ref().map(|servers| servers.data_filesystem.clone());
     let mut progress = Progress::new();
@@ -115,7 +115,7 @@ struct Measured {
 
 /// Connections that an own edge ended, by reason.
 fn closed_by_reason(served: &Served) -> BTreeMap<String, u64> {
-    let metrics = served.servers.as_ref().and_then(|servers| servers.edge.metrics().ok());
+    let metrics = served.servers.as_ref().and_then(|servers| servers.edges[0].metrics().ok());
     let metrics = metrics.unwrap_or_default();
     values_of(&metrics, "edge_closed_total")
         .filter(|(_, count)| *count > 0.0)

@@ -52,7 +52,7 @@ pub(crate) struct SoakArgs {
 pub(crate) fn run(args: &SoakArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let mut progress = Progress::new();
     let mut report = Report::new("soak", args);
-    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, stop)?;
+    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, |_| {}, stop)?;
     crowded.connect(args.connections, stop, &mut progress, &mut report)?;
     crowded.settle(stop, &mut progress)?;
     let (start, began) = (crowded.usage()?, clock::now());

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &StormArgs, stop: &Stop) -> Result<Outcome, Failure> {
     }
     let mut progress = Progress::new();
     let mut report = Report::new("storm", args);
-    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, stop)?;
+    let mut crowded = Crowded::start(&args.servers, &args.crowd, args.connections, |_| {}, stop)?;
     crowded.connect(args.connections, stop, &mut progress, &mut report)?;
     crowded.hold(clock::now() + CALM, stop, &mut progress)?;
 
@@ -100,7 +100,7 @@ impl Storm {
         let Some(mut servers) = self.crowded.served.servers.take() else { return Ok(()) };
         // The kernel takes a while to end a process that holds so much; this thread has clients to serve.
         let killer = thread::spawn(move || -> Servers {
-            servers.edge.kill();
+            servers.edges[0].kill();
             servers
         });
         while !killer.is_finished() {
@@ -108,7 +108,7 @@ impl Storm {
         }
         let mut servers =
             killer.join().map_err(|_| Failure::Broken("the edge cannot be killed".to_owned()))?;
-        servers.edge.start()?;
+        servers.edges[0].start()?;
         let started = clock::now();
         self.recovery.restarted_after_seconds = (started - cut_at).as_secs_f64();
         self.crowded.crowd.move_cut(started);
@@ -150,15 +150,15 @@ impl Storm {
     /// address taken and give up.
     fn start_again_if_dead(&mut self, began: Instant) -> Result<(), Failure> {
         let Some(servers) = &mut self.crowded.served.servers else { return Ok(()) };
-        if servers.edge.is_running() {
+        if servers.edges[0].is_running() {
             return Ok(());
         }
         if clock::now() - began > RESTART_PATIENCE {
-            return servers.edge.check_alive();
+            return servers.edges[0].check_alive();
         }
         self.recovery.restarts_in_vain += 1;
-        servers.edge.kill();
-        servers.edge.start()?;
+        servers.edges[0].kill();
+        servers.edges[0].start()?;
         self.crowded.served.pids = servers.pids();
         Ok(())
     }

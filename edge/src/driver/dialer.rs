@@ -93,7 +93,14 @@ pub struct Dialer {
     buffers: Buffers,
     texts: Texts,
     slots: Vec<Slot>,
-    target: Box<SockAddr>,
+    /// Everywhere that connections went. Never taken out: a connect that is not submitted yet points into it.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel reads the address where the entry says it lies"
+    )]
+    targets: Vec<Box<SockAddr>>,
+    /// Where they go now.
+    target: usize,
     /// Source addresses of binds that may not be submitted yet. As many as there are submissions, used in turn:
     /// when one is used again, its last bind has been submitted, and the kernel copies it then.
     sources: Box<[SockAddr]>,
@@ -160,7 +167,8 @@ impl Dialer {
             buffers,
             texts: Texts::default(),
             slots: vec![Slot::default(); slots as usize],
-            target: Box::new(target.into()),
+            targets: vec![Box::new(target.into())],
+            target: 0,
             sources: vec![nobody; SUBMISSIONS as usize].into_boxed_slice(),
             next_source: 0,
             lent: None,
@@ -172,6 +180,15 @@ impl Dialer {
     #[must_use]
     pub fn is_free(&self, slot: u32) -> bool {
         self.slots[slot as usize].state == State::Free
+    }
+
+    /// Connections that begin from now on go to `target`. A dialer remembers every target that it was given: they are to be few.
+    pub fn aim(&mut self, target: SocketAddr) {
+        let known = self.targets.iter().position(|known| known.as_socket() == Some(target));
+        self.target = known.unwrap_or_else(|| {
+            self.targets.push(Box::new(target.into()));
+            self.targets.len() - 1
+        });
     }
 
     /// Connects a free slot, from `source` or from where the kernel chooses, and says `first` on it.
@@ -191,10 +208,11 @@ impl Dialer {
         // All three are silent when they succeed. The first that fails speaks for the whole chain: the kernel
         // leaves out what follows it (io_uring_enter(2), IOSQE_CQE_SKIP_SUCCESS).
         let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
-        let domain = i32::from(self.target.family());
+        let target = &self.targets[self.target];
+        let domain = i32::from(target.family());
         let place = DestinationSlot::try_from_slot_target(slot).ok();
         let socket = opcode::Socket::new(domain, Type::STREAM.into(), 0).file_index(place).build();
-        let to = opcode::Connect::new(Fixed(slot), self.target.as_ptr().cast(), self.target.len());
+        let to = opcode::Connect::new(Fixed(slot), target.as_ptr().cast(), target.len());
         let say = opcode::Send::new(Fixed(slot), start, first.len() as u32).flags(SEND_ALL);
         let hear = opcode::RecvMulti::new(Fixed(slot), GROUP).build();
         let socket = socket.flags(quiet).user_data(connect);
@@ -409,7 +427,7 @@ impl Dialer {
     }
 
     fn push(&mut self, entries: &[squeue::Entry]) {
-        // SAFETY: what an entry points to outlives its completion: what is sent lies in `texts`; `target`, `sources`
+        // SAFETY: what an entry points to outlives its completion: what is sent lies in `texts`; `targets`, `sources`
         // (see there) and `NOWHERE` are copied by the kernel when it takes the entry.
         unsafe { kernel::push(&mut self.ring, entries) };
     }
@@ -573,6 +591,24 @@ mod tests {
             let error = bench.heard_by(&mut peer, 1).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
         }
+    }
+
+    #[test]
+    fn connections_go_where_the_dialer_aims_when_they_begin() {
+        let mut bench = Bench::new(3);
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        bench.dialer.connect(0, None, b"here");
+        bench.dialer.aim(other.local_addr().unwrap());
+        bench.dialer.connect(1, None, b"there");
+        bench.dialer.aim(bench.listener.local_addr().unwrap());
+        bench.dialer.connect(2, None, b"back");
+        // None was submitted when the aim changed.
+        let mut here = [bench.accept(), bench.accept()];
+        let mut heard = here.each_mut().map(|peer| bench.heard_by(peer, 9).unwrap());
+        heard.sort();
+        assert_eq!(heard, [b"back".to_vec(), b"here".to_vec()]);
+        let (mut there, _) = other.accept().unwrap();
+        assert_eq!(bench.heard_by(&mut there, 9).unwrap(), b"there");
     }
 
     #[test]
