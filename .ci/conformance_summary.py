@@ -2,7 +2,7 @@
 
     conformance_summary.py INDEX.JSON [--complete]
 
---complete: sections 1 to 7 and 10 have to be there with every case that suite 25.10.1 has, so that a run
+--complete: sections 1 to 7, 10, 12 and 13 have to be there with every case that suite 25.10.1 has, so that a run
 that tested nothing, or stopped half way, does not pass.
 """
 
@@ -19,6 +19,8 @@ SECTIONS = {
     6: ("UTF-8", 145),
     7: ("close handshake", 37),
     10: ("automatic fragmentation", 1),
+    12: ("deflate, kinds of payload", 90),
+    13: ("deflate, kinds of offer", 126),
 }
 # The suite judges nothing in these: the RFC leaves the outcome open.
 PASSING = ("OK", "INFORMATIONAL")

@@ -172,7 +172,11 @@ impl Fleet {
             open: 0,
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
             pool: Pool::default(),
-            settings: Settings { role: Role::Client, message_bytes_max: MESSAGE_BYTES_MAX },
+            settings: Settings {
+                role: Role::Client,
+                message_bytes_max: MESSAGE_BYTES_MAX,
+                deflate: false,
+            },
             nonces: fastrand::Rng::with_seed(seed),
         })
     }
@@ -425,7 +429,7 @@ fn handle_item(
             handler.handle_message(now, client, message, out);
         }
         Item::Ping(payload) => out.push_pong(payload),
-        Item::Message { .. } | Item::Pong(_) => {}
+        Item::Message { .. } | Item::Deflated { .. } | Item::Pong(_) => {}
         Item::Close(_) if out.is_closed() => return Err(Ending::Ours),
         Item::Close(close) => {
             let (code, reason) = close.unwrap_or((NO_CODE, ""));

@@ -5,14 +5,21 @@ use hawser_edge::client;
 use hawser_edge::conn::Codec;
 use hawser_edge::http::{self, Outcome, Routes};
 use hawser_edge::proxy;
-use hawser_edge::ws::{Decoder, Item, Pool, ProtocolError, Role, Settings};
+use hawser_edge::ws::{
+    Decoder, Deflater, Inflater, Item, Opcode, Pool, ProtocolError, Role, Settings, WindowBits,
+    write_message,
+};
 use hawser_proto::framing::{LENGTH_BYTES, first_frame};
 use hawser_proto::view::client::ServerFrame;
 use hawser_proto::view::link::{Batch, EdgeMessage, RouterMessage, connection_of};
 
 /// A request head comes to the same however it is cut, and has a whole answer.
 pub(crate) fn request_head(input: &[u8]) {
-    let routes = Routes { client_path: "/ws".to_owned(), echo_path: Some("/echo".to_owned()) };
+    let routes = Routes {
+        client_path: "/ws".to_owned(),
+        echo_path: Some("/echo".to_owned()),
+        deflate: true,
+    };
     let whole = http::read_head(input, 0, &routes);
     let single = (1..=input.len())
         .map(|end| http::read_head(&input[..end], end - 1, &routes))
@@ -38,11 +45,12 @@ pub(crate) fn request_head(input: &[u8]) {
 }
 
 /// Frames come to the same items and the same error however they are cut. The first byte of `input` says
-/// which end reads them, the second where the cuts are.
+/// which end reads them and whether deflate was agreed on, the second where the cuts are.
 pub(crate) fn frame_decoder(input: &[u8]) {
     let [role, cut, bytes @ ..] = input else { return };
+    let deflate = role & 2 != 0;
     let role = if role % 2 == 0 { Role::Server } else { Role::Client };
-    let settings = Settings { role, message_bytes_max: 1000 };
+    let settings = Settings { role, message_bytes_max: 1000, deflate };
     let mut pool = Pool::default();
     let whole = decode(&settings, &mut pool, bytes, bytes.len().max(1));
     for piece_bytes in [1, usize::from(*cut).max(1)] {
@@ -71,6 +79,10 @@ fn decode(settings: &Settings, pool: &mut Pool, bytes: &[u8], piece_bytes: usize
                     assert!(payload.len() <= settings.message_bytes_max);
                     assert!(!text || str::from_utf8(payload).is_ok());
                     items.push((u8::from(text), payload.to_vec()));
+                }
+                Some(Item::Deflated { text, payload }) => {
+                    assert!(settings.deflate && payload.len() <= settings.message_bytes_max);
+                    items.push((2 + u8::from(text), payload.to_vec()));
                 }
                 Some(Item::Ping(payload)) => items.push((9, payload.to_vec())),
                 Some(Item::Pong(payload)) => items.push((10, payload.to_vec())),
@@ -106,7 +118,8 @@ pub(crate) fn client_frame(input: &[u8]) {
         written.clear();
         client::write(Codec::Proto, &frame, &mut written);
         client::write(Codec::Json, &frame, &mut written);
-        let settings = Settings { role: Role::Client, message_bytes_max: usize::MAX };
+        let settings =
+            Settings { role: Role::Client, message_bytes_max: usize::MAX, deflate: false };
         let (items, end) = decode(&settings, &mut Pool::default(), &written, written.len());
         assert_eq!((items.len(), end), (2, Ok(())), "two whole messages");
     }
@@ -154,4 +167,38 @@ pub(crate) fn proxy_header(input: &[u8]) {
         }
         Err(_) => {}
     }
+}
+
+/// What is inflated is within the bound, and comes back when it is deflated and inflated again. The first byte of `input` says whether it
+/// is text, and the window.
+pub(crate) fn inflate(input: &[u8]) {
+    /// Small, so that many inputs reach it.
+    const MESSAGE_BYTES_MAX: usize = 5000;
+    let [first, deflated @ ..] = input else { return };
+    let (text, window_bits) = (first & 0x80 != 0, WindowBits::new(9 + first % 7));
+    let mut inflater = Inflater::default();
+    let mut once = || inflater.inflate(text, deflated, MESSAGE_BYTES_MAX).map(|out| out.to_vec());
+    let inflated = once();
+    assert_eq!(once(), inflated, "a message does not depend on the one before");
+    let Ok(inflated) = inflated else { return };
+    assert!(inflated.len() <= MESSAGE_BYTES_MAX);
+    assert!(!text || str::from_utf8(&inflated).is_ok());
+
+    let mut out = Vec::new();
+    write_message(&mut out, if text { Opcode::Text } else { Opcode::Binary }, &inflated);
+    let plain_bytes = out.len();
+    let saved_bytes = Deflater::new(1, 0).deflate_message(&mut out, 0, window_bits);
+    assert_eq!(plain_bytes - saved_bytes, out.len());
+    let settings =
+        Settings { role: Role::Client, message_bytes_max: MESSAGE_BYTES_MAX, deflate: true };
+    let (items, end) = decode(&settings, &mut Pool::default(), &out, usize::MAX);
+    assert_eq!((items.len(), end), (1, Ok(())), "one whole message");
+    let (kind, payload) = &items[0];
+    assert_eq!(*kind, 2 * u8::from(saved_bytes > 0) + u8::from(text));
+    let again = if saved_bytes > 0 {
+        &*inflater.inflate(text, payload, MESSAGE_BYTES_MAX).expect("what we deflate inflates")
+    } else {
+        payload
+    };
+    assert_eq!(again, inflated);
 }

@@ -172,6 +172,8 @@ counters! {
     received_bytes, "counter", "edge_received_bytes_total", "bytes received from clients";
     sent_messages, "counter", "edge_sent_messages_total", "WebSocket messages written to clients";
     sent_bytes, "counter", "edge_sent_bytes_total", "bytes handed to the kernel for clients";
+    inflated_messages, "counter", "edge_inflated_messages_total", "WebSocket messages that came deflated";
+    deflate_saved_bytes, "counter", "edge_deflate_saved_bytes_total", "bytes that deflate has saved on messages to clients";
     sends, "counter", "edge_sends_total", "Send frames from clients";
     delivers, "counter", "edge_delivers_total", "Deliver messages handed to clients";
     stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";

@@ -174,6 +174,8 @@ pub struct Shard {
     config: Arc<Config>,
     routes: http::Routes,
     framing: ws::Settings,
+    deflater: ws::Deflater,
+    inflater: ws::Inflater,
     auth: Auth,
     counters: Arc<Counters>,
     share: Share,
@@ -217,13 +219,21 @@ impl Shard {
         let routes = http::Routes {
             client_path: config.client_path.clone(),
             echo_path: config.echo_path.clone(),
+            deflate: config.limit.deflate,
         };
-        let framing =
-            ws::Settings { role: ws::Role::Server, message_bytes_max: config.message_bytes_max() };
+        let framing = ws::Settings {
+            role: ws::Role::Server,
+            message_bytes_max: config.message_bytes_max(),
+            deflate: false,
+        };
+        let deflater =
+            ws::Deflater::new(config.limit.deflate_level, config.limit.deflate_bytes_min);
         Self {
             index,
             routes,
             framing,
+            deflater,
+            inflater: ws::Inflater::default(),
             auth: Auth::Dev,
             counters: given.counters,
             share,
@@ -444,6 +454,7 @@ impl Shard {
                 now.tick.after(self.config.silence_max(Mode::Background))
             }
         };
+        conn.deflate = upgrade.deflate.map(http::DeflateOffer::window_bits);
         http::write_upgrade(conn.outbox.writer(&mut self.pool), upgrade);
         self.counters.upgraded.add(1);
         self.send_later(key);
@@ -457,10 +468,11 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Taken out while its frames are dealt with, because they may borrow from it.
         let mut decoder = std::mem::take(&mut conn.decoder);
+        let framing = ws::Settings { deflate: conn.deflate.is_some(), ..self.framing };
         let mut at = 0;
         let outcome = loop {
             let Some(input @ [_, ..]) = bytes.get_mut(at..) else { break Ok(()) };
-            match decoder.next(input, &self.framing, &mut self.decoder_pool) {
+            match decoder.next(input, &framing, &mut self.decoder_pool) {
                 Ok((taken, item)) => {
                     at += taken;
                     let Some(item) = item else { continue };
@@ -494,22 +506,21 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         match item {
             ws::Item::Message { text, payload } => {
-                self.counters.received_messages.add(1);
-                match conn.phase {
-                    Phase::Echo => {
-                        let opcode = if text { ws::Opcode::Text } else { ws::Opcode::Binary };
-                        ws::write_message(conn.outbox.writer(&mut self.pool), opcode, payload);
-                        self.counters.sent_messages.add(1);
-                        self.send_later(key);
-                        Ok(())
-                    }
-                    Phase::Connecting(codec) => self.handle_payload(now, key, codec, text, payload),
-                    Phase::Session(ref session) => {
-                        let codec = session.codec;
-                        self.handle_payload(now, key, codec, text, payload)
-                    }
-                    Phase::Proxy { .. } | Phase::Head { .. } | Phase::Closing(_) => Ok(()),
+                self.handle_data_message(now, key, text, payload)
+            }
+            ws::Item::Deflated { text, payload } => {
+                if matches!(conn.phase, Phase::Closing(_)) {
+                    return Ok(());
                 }
+                self.counters.inflated_messages.add(1);
+                // Taken out while the message is dealt with, because that borrows from it.
+                let mut inflater = std::mem::take(&mut self.inflater);
+                let outcome = inflater
+                    .inflate(text, payload, self.framing.message_bytes_max)
+                    .map_err(CloseReason::Protocol)
+                    .and_then(|payload| self.handle_data_message(now, key, text, payload));
+                self.inflater = inflater;
+                outcome
             }
             ws::Item::Ping(payload) => {
                 if !matches!(conn.phase, Phase::Closing(_)) {
@@ -526,6 +537,36 @@ impl Shard {
             ws::Item::Close(code) => Err(CloseReason::ClosedByPeer(
                 code.map_or(conn::close::NO_STATUS_RECEIVED, |(code, _)| code),
             )),
+        }
+    }
+
+    fn handle_data_message(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        text: bool,
+        payload: &[u8],
+    ) -> Result<(), CloseReason> {
+        let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
+        self.counters.received_messages.add(1);
+        match conn.phase {
+            Phase::Echo => {
+                let opcode = if text { ws::Opcode::Text } else { ws::Opcode::Binary };
+                let out = conn.outbox.writer(&mut self.pool);
+                let message_at = out.len();
+                ws::write_message(out, opcode, payload);
+                let saved_bytes = self.deflater.deflate_message(out, message_at, conn.deflate);
+                self.counters.deflate_saved_bytes.add(saved_bytes as u64);
+                self.counters.sent_messages.add(1);
+                self.send_later(key);
+                Ok(())
+            }
+            Phase::Connecting(codec) => self.handle_payload(now, key, codec, text, payload),
+            Phase::Session(ref session) => {
+                let codec = session.codec;
+                self.handle_payload(now, key, codec, text, payload)
+            }
+            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Closing(_) => Ok(()),
         }
     }
 
@@ -791,7 +832,11 @@ impl Shard {
             Phase::Session(session) => session.codec,
             Phase::Proxy { .. } | Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
         };
-        client::write(codec, frame, conn.outbox.writer(&mut self.pool));
+        let out = conn.outbox.writer(&mut self.pool);
+        let message_at = out.len();
+        client::write(codec, frame, out);
+        let saved_bytes = self.deflater.deflate_message(out, message_at, conn.deflate);
+        self.counters.deflate_saved_bytes.add(saved_bytes as u64);
         self.counters.sent_messages.add(1);
         self.send_later(key);
     }

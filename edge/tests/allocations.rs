@@ -9,7 +9,8 @@ use hawser_edge::mesh::Mesh;
 use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::{Now, Tick};
 use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
-use hawser_edge::ws::{self, Opcode};
+use hawser_edge::ws::frame::read_header;
+use hawser_edge::ws::{self, Deflater, Opcode, WindowBits};
 use hawser_proto::framing;
 use hawser_proto::view::client::{Ack, ClientFrame, Connect, Ping, Send};
 use hawser_proto::view::link::{Deliver, HelloAck, Receipt, Registered, RouterMessage, SendAck};
@@ -29,17 +30,21 @@ struct Edge {
     now: Now,
     sent_bytes: usize,
     uplink_bytes: usize,
+    /// Clients offer permessage-deflate, get it, and use it.
+    deflates: bool,
 }
 
 impl Edge {
-    fn new() -> Self {
-        let config = Arc::new(Config::default());
+    fn new(deflates: bool) -> Self {
+        let mut config = Config::default();
+        config.limit.deflate = deflates;
+        let config = Arc::new(config);
         let now = Now { tick: Tick(1), unix_ms: 1_790_000_000_000 };
         let shard = Shard::new(0, config, Share::SMALL, Default::default(), now);
         let identity = EdgeIdentity { edge_id: "edge".into(), epoch: 1, region: String::new() };
         let uplink = Uplink::new(identity, 1, 1);
         let mesh = Mesh::new(1).expect("an eventfd");
-        let mut edge = Self { shard, uplink, mesh, now, sent_bytes: 0, uplink_bytes: 0 };
+        let mut edge = Self { shard, uplink, mesh, now, sent_bytes: 0, uplink_bytes: 0, deflates };
         edge.turn();
         edge.uplink.handle_connected(now, Ok(()));
         edge.turn();
@@ -80,15 +85,21 @@ impl Edge {
         self.turn();
     }
 
-    fn session(&mut self) -> ConnKey {
+    fn session(&mut self, user: &str) -> ConnKey {
         self.shard.apply(self.now, Event::Accepted { socket: 0, peer: Peer::default() });
         let Some(Output::Receive { key, .. }) = self.shard.poll_output() else {
             panic!("not received")
         };
         let mut buffer = Vec::new();
-        self.client_says(key, HEAD, &mut buffer);
-        let connect = Connect { token: "alice", device_id: "phone", ..Connect::default() };
-        self.client_says(key, &message(ClientFrame::Connect(connect)), &mut buffer);
+        let mut head = HEAD.to_vec();
+        if self.deflates {
+            head.truncate(head.len() - 2);
+            head.extend_from_slice(b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
+        }
+        self.client_says(key, &head, &mut buffer);
+        let connect = Connect { token: user, device_id: "phone", ..Connect::default() };
+        let connect = self.message(ClientFrame::Connect(connect));
+        self.client_says(key, &connect, &mut buffer);
         let registered = Registered {
             connection: key.to_connection_id(0),
             resumed: true,
@@ -97,13 +108,21 @@ impl Edge {
         self.router_says(&frame(&[RouterMessage::Registered(registered)]));
         key
     }
-}
 
-fn message(client_frame: ClientFrame<'_>) -> Vec<u8> {
-    let (mut payload, mut message) = (Vec::new(), Vec::new());
-    client_frame.write(&mut payload);
-    ws::write_masked_message(&mut message, Opcode::Binary, &payload, [1, 2, 3, 4]);
-    message
+    /// A frame as a client sends it: deflated where that is agreed on and makes it smaller.
+    fn message(&self, client_frame: ClientFrame<'_>) -> Vec<u8> {
+        let (mut payload, mut unmasked) = (Vec::new(), Vec::new());
+        client_frame.write(&mut payload);
+        ws::write_message(&mut unmasked, Opcode::Binary, &payload);
+        let window_bits = self.deflates.then_some(WindowBits::MAX);
+        Deflater::new(6, 0).deflate_message(&mut unmasked, 0, window_bits);
+        let (header, header_bytes) = read_header(&unmasked, true).unwrap().expect("a header");
+        let mut message = Vec::new();
+        let payload = &unmasked[header_bytes..];
+        ws::write_masked_message(&mut message, Opcode::Binary, payload, [1, 2, 3, 4]);
+        message[0] |= if header.deflated { 0x40 } else { 0 };
+        message
+    }
 }
 
 fn frame(messages: &[RouterMessage<'_>]) -> Vec<u8> {
@@ -127,14 +146,14 @@ fn chat(
     cut: bool,
 ) -> u64 {
     let connection = key.to_connection_id(0);
-    let send = message(ClientFrame::Send(Send {
+    let send = edge.message(ClientFrame::Send(Send {
         client_message_id: "0190a5c4-7c1e-7d2a-9d6f-2f2f5f4f3f2f",
         to_user: "bob",
         payload,
         ..Send::default()
     }));
-    let ack = message(ClientFrame::Ack(Ack { sequence: 1, read_sequence: None }));
-    let ping = message(ClientFrame::Ping(Ping { nonce: 7 }));
+    let ack = edge.message(ClientFrame::Ack(Ack { sequence: 1, read_sequence: None }));
+    let ping = edge.message(ClientFrame::Ping(Ping { nonce: 7 }));
     let answers: Vec<Vec<u8>> = (0..rounds)
         .map(|round| {
             let ticket = first_ticket + round;
@@ -183,8 +202,8 @@ fn chat(
 
 #[test]
 fn a_message_on_an_open_connection_allocates_nothing_in_the_steady_state() {
-    let mut edge = Edge::new();
-    let key = edge.session();
+    let mut edge = Edge::new(false);
+    let key = edge.session("alice");
     let mut ticket = 1;
     for payload_bytes in [64, 1000] {
         for cut in [false, true] {
@@ -198,6 +217,26 @@ fn a_message_on_an_open_connection_allocates_nothing_in_the_steady_state() {
             assert!(edge.sent_bytes - sent > 2_000 * payload_bytes, "the messages were delivered");
             assert!(edge.uplink_bytes - said > 2_000 * payload_bytes, "and sent to the router");
         }
+    }
+}
+
+#[test]
+fn a_deflated_message_allocates_nothing_and_leaves_nothing_with_its_connection() {
+    let mut edge = Edge::new(true);
+    let keys: Vec<_> = (0..90).map(|at| edge.session(&format!("user-{at}"))).collect();
+    let (payload, mut ticket) = (vec![7; 1000], 1);
+    for cut in [false, true] {
+        // The shard makes its compressor and its decompressor, and buffers begin to circulate.
+        chat(&mut edge, keys[0], &payload, 100, ticket, cut);
+        ticket += 100;
+        let sent = edge.sent_bytes;
+        for key in &keys[1..] {
+            let allocations = chat(&mut edge, *key, &payload, 10, ticket, cut);
+            ticket += 10;
+            assert_eq!(allocations, 0, "{key:?}, cut: {cut}");
+        }
+        let sent = edge.sent_bytes - sent;
+        assert!(sent < 10 * 89 * payload.len() / 2, "{sent} bytes: the deliveries were deflated");
     }
 }
 

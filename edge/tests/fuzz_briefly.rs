@@ -3,7 +3,7 @@
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 
-use hawser_edge::ws::{Opcode, write_masked_message};
+use hawser_edge::ws::{Deflater, Opcode, WindowBits, write_masked_message, write_message};
 use hawser_proto::view::client::{ClientFrame, Connect, Deliver, Send, ServerFrame};
 use hawser_proto::view::link::{self, EdgeMessage, RouterMessage};
 
@@ -94,7 +94,7 @@ fn frames_near_good_ones() {
         }
         bytes
     };
-    run(bodies::frame_decoder, &[frames(0, Some(key)), frames(1, None)]);
+    run(bodies::frame_decoder, &[frames(0, Some(key)), frames(1, None), frames(2, Some(key))]);
 }
 
 #[test]
@@ -167,4 +167,31 @@ fn proxy_headers_near_good_ones() {
         v2(0x20, 0x00, &[]),
     ];
     run(bodies::proxy_header, &seeds);
+}
+
+#[test]
+fn deflated_messages_near_good_ones() {
+    let deflate = |first: u8, payload: &[u8]| {
+        let mut message = Vec::new();
+        write_message(&mut message, Opcode::Binary, payload);
+        Deflater::new(6, 0).deflate_message(&mut message, 0, WindowBits::new(9 + first % 7));
+        let header_bytes = if message[1] < 126 { 2 } else { 4 };
+        assert_eq!(message[0], 0xc2, "deflated");
+        message.splice(..header_bytes, [first]);
+        message
+    };
+    let text = r#"{"deliver":{"sequence":"7","messageId":"9","from":"alice","payload":"aGVsbG8gd29ybGQ="}}"#;
+    let seeds = [
+        deflate(0x80, text.repeat(5).as_bytes()),
+        deflate(0x86, "κόσμε ".repeat(50).as_bytes()),
+        // A bomb: a thousand times its size.
+        deflate(0, &[0; 60_000]),
+        deflate(3, &(0..=255).cycle().take(3000).collect::<Vec<u8>>()),
+        // The examples of RFC 7692 section 7.2.3: a fixed block, a stored one, a last one, and two blocks.
+        b"\0\xf2\x48\xcd\xc9\xc9\x07\x00".to_vec(),
+        b"\0\x00\x05\x00\xfa\xff\x48\x65\x6c\x6c\x6f\x00".to_vec(),
+        b"\0\xf3\x48\xcd\xc9\xc9\x07\x00\x00".to_vec(),
+        b"\0\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00".to_vec(),
+    ];
+    run(bodies::inflate, &seeds);
 }

@@ -46,6 +46,19 @@ fn frames_of_python_come_back_from_the_echo_path() {
     run(python("framing.py").arg(hawser.url("/echo")));
 }
 
+#[test]
+fn python_and_node_say_the_same_with_compression() {
+    let hawser = Hawser::start_with(&["--deflate"]);
+    run(python("framing.py").args([&hawser.url("/echo"), "deflate"]));
+    for alices in [PROTOBUF, JSON] {
+        // Another edge: the conversation counts from an empty inbox.
+        let hawser = Hawser::start_with(&["--deflate", "--deflate-bytes-min", "0"]);
+        run(python("conversation.py").args([&hawser.url("/ws"), alices, JSON, "deflate"]));
+    }
+    let hawser = Hawser::start_with(&["--deflate"]);
+    run(node("conversation.mjs").arg(hawser.url("/ws")).arg(clients()).arg("deflate"));
+}
+
 /// A router and an edge of this build on free ports, with a data folder of their own. Ended on drop.
 struct Hawser {
     listen: SocketAddr,
@@ -56,6 +69,11 @@ struct Hawser {
 
 impl Hawser {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more flags for the edge.
+    fn start_with(flags: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
         let edge_binary = Path::new(env!("CARGO_BIN_EXE_hawser-edge"));
         let router_binary = edge_binary.with_file_name("hawser-router");
@@ -73,7 +91,9 @@ impl Hawser {
 
         let mut edge = Command::new(edge_binary);
         edge.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--router"]);
-        edge.arg(link.to_string()).args(["--dev-auth", "--echo-path", "/echo", "--shards", "2"]);
+        edge.arg(link.to_string())
+            .args(["--dev-auth", "--echo-path", "/echo", "--shards", "2"])
+            .args(flags);
         let (edge, listen) =
             Server::start(edge, data.path().join("edge.log"), "accepting connections");
 

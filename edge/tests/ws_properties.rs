@@ -58,7 +58,7 @@ fn decode(
     bytes: &[u8],
     cuts: &[Index],
 ) -> Result<Vec<Said>, (Vec<Said>, ProtocolError)> {
-    let settings = Settings { role, message_bytes_max: 1 << 20 };
+    let settings = Settings { role, message_bytes_max: 1 << 20, deflate: false };
     let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     ends.push(bytes.len());
@@ -89,6 +89,7 @@ fn owned(item: Item<'_>) -> Said {
             Said::Text(String::from_utf8(payload.to_vec()).expect("text is UTF-8"))
         }
         Item::Message { text: false, payload } => Said::Binary(payload.to_vec()),
+        Item::Deflated { .. } => unreachable!("it was not agreed on"),
         Item::Ping(payload) => Said::Ping(payload.to_vec()),
         Item::Pong(payload) => Said::Pong(payload.to_vec()),
         // 1005 stands for "no code" (RFC 6455 section 7.4.1) and is never read from a frame.

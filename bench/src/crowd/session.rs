@@ -193,7 +193,11 @@ impl Talk {
             speech,
             subprotocol: (speech == Speech::Hawser).then_some(SUBPROTOCOL),
             run,
-            settings: Settings { role: Role::Client, message_bytes_max: MESSAGE_BYTES_MAX },
+            settings: Settings {
+                role: Role::Client,
+                message_bytes_max: MESSAGE_BYTES_MAX,
+                deflate: false,
+            },
             pool: Pool::default(),
             partials: BTreeMap::new(),
             frame: Vec::new(),
@@ -332,7 +336,7 @@ impl Talk {
             Item::Message { payload, .. } if self.speech == Speech::Hawser => {
                 self.hear_message(who, session, payload, out)
             }
-            Item::Message { .. } => Ok(()),
+            Item::Message { .. } | Item::Deflated { .. } => Ok(()),
             Item::Ping(payload) => {
                 self.write(Opcode::Pong, payload, out);
                 Ok(())

@@ -52,6 +52,19 @@ pub struct LimitKnobs {
     /// memory of TLS handshakes to some 100 MB a core
     #[arg(long, value_name = "NUMBER", default_value = "4096", value_parser = count::<u32>(1..=1_000_000))]
     pub handshakes_max: u32,
+
+    /// Compresses WebSocket messages (permessage-deflate) with clients that offer it. Off by default: browsers always offer it, a small
+    /// message costs ten times the CPU with it, and payloads that are encrypted do not shrink. Worth it for JSON over narrow networks
+    #[arg(long)]
+    pub deflate: bool,
+
+    /// How hard to compress, 1 (fastest) to 9 (smallest)
+    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = count::<u32>(1..=9))]
+    pub deflate_level: u32,
+
+    /// Messages below this size are sent as they are, up to 64 KiB. Below the default there is little to gain
+    #[arg(long, value_name = "SIZE", default_value = "128B", value_parser = byte_size(0..=64 << 10))]
+    pub deflate_bytes_min: usize,
 }
 
 /// Seconds of the rates of addresses and users that may be used at once.

@@ -21,7 +21,7 @@ use crate::limits;
 use crate::meter::Meter;
 use crate::timer::{Tick, TimerEntry};
 use crate::tls::Tls;
-use crate::ws::Decoder;
+use crate::ws::{Decoder, WindowBits};
 
 pub use close::CloseReason;
 pub use outbox::{BufferPool, Outbox};
@@ -275,6 +275,8 @@ pub struct Connection {
     pub throttled: bool,
     /// Where it has been counted ([`crate::quotas`]).
     pub counted: Counted,
+    /// permessage-deflate was agreed on, and what window our messages may refer back into.
+    pub deflate: Option<WindowBits>,
     /// What it owes for what it said lately.
     pub meter: Meter,
 }
@@ -308,6 +310,7 @@ impl Connection {
             sending: Sending::Idle,
             throttled: false,
             counted: Counted::default(),
+            deflate: None,
             meter: Meter::default(),
         }
     }

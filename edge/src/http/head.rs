@@ -5,18 +5,21 @@
 
 use std::mem::MaybeUninit;
 
+use super::extensions::{self, DeflateOffer};
 use super::upgrade::AcceptKey;
 use super::{
     HEAD_BYTES_MAX, HEADERS_MAX, REQUEST_LINE_BYTES_MAX, Refusal, Route, Subprotocol, Upgrade,
 };
 
-/// Which paths are served.
+/// Which paths are served, and what is agreed to there.
 #[derive(Clone, Debug)]
 pub struct Routes {
     /// Where clients connect.
     pub client_path: String,
     /// Where every data message is given back; `None`: nowhere.
     pub echo_path: Option<String>,
+    /// Whether permessage-deflate is done with those who offer it.
+    pub deflate: bool,
 }
 
 /// What has arrived amounts to this.
@@ -93,7 +96,7 @@ fn parse(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
     if version == 0 {
         return Err(Refusal::VERSION);
     }
-    let fields = Fields::gather(request.headers)?;
+    let fields = Fields::gather(request.headers, routes.deflate)?;
     if method == "HEAD" {
         return Err(Refusal::METHOD_HEAD);
     }
@@ -102,7 +105,8 @@ fn parse(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
 
     let target_end = leading_bytes(head) + method.len() + " ".len() + target.len();
     let query = target_end - query.len()..target_end;
-    Ok(Upgrade { head_bytes: head.len(), accept, route, query })
+    let deflate = fields.deflate;
+    Ok(Upgrade { head_bytes: head.len(), accept, route, deflate, query })
 }
 
 /// A version that httparse does not know: HTTP/1.2 and up are read as 1.1 (RFC 9110 section 2.5).
@@ -147,6 +151,8 @@ struct Fields<'a> {
     key: Once<'a>,
     /// The first one offered that we speak.
     subprotocol: Option<Subprotocol>,
+    /// The first offer of permessage-deflate that we do.
+    deflate: Option<DeflateOffer>,
     has_body: bool,
 }
 
@@ -170,7 +176,7 @@ impl<'a> Once<'a> {
 
 impl<'a> Fields<'a> {
     /// Takes what matters from the header lines; refuses what RFC 9112 wants refused on any path.
-    fn gather(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
+    fn gather(headers: &[httparse::Header<'a>], deflate: bool) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         let mut host = Once::Missing;
         for header in headers {
@@ -189,6 +195,9 @@ impl<'a> Fields<'a> {
             } else if named("Sec-WebSocket-Protocol") {
                 let offered = || items(value).find_map(Subprotocol::from_name);
                 fields.subprotocol = fields.subprotocol.or_else(offered);
+            } else if deflate && named("Sec-WebSocket-Extensions") {
+                let offer = extensions::first_deflate_offer(value).ok_or(Refusal::EXTENSIONS)?;
+                fields.deflate = fields.deflate.or(offer);
             } else if named("Transfer-Encoding") {
                 fields.has_body = true;
             } else if named("Content-Length") {
@@ -267,7 +276,7 @@ mod tests {
         Sec-WebSocket-Version: 13\r\n\r\n";
 
     fn routes() -> Routes {
-        Routes { client_path: "/ws".into(), echo_path: Some("/echo".into()) }
+        Routes { client_path: "/ws".into(), echo_path: Some("/echo".into()), deflate: true }
     }
 
     /// Reads in a piece and byte by byte, which has to come to the same.
@@ -337,6 +346,24 @@ mod tests {
         let late = ["\r\n", GOOD].concat();
         assert_eq!(&late[upgrade(&late).query], "token=t");
         upgrade(&with("Origin: http://example.com", "Content-Length: 0"));
+    }
+
+    #[test]
+    fn deflate_is_agreed_to_where_it_is_offered_and_switched_on() {
+        let offers = |lines: &str| with("Origin: http://example.com", lines);
+        let offered = offers("Sec-WebSocket-Extensions: permessage-deflate");
+        assert_eq!(upgrade(&offered).deflate, Some(DeflateOffer::default()));
+        assert_eq!(upgrade(GOOD).deflate, None);
+        let second = "Sec-WebSocket-Extensions: permessage-deflate; x\r\nsec-websocket-extensions: permessage-deflate";
+        assert_eq!(upgrade(&offers(second)).deflate, Some(DeflateOffer::default()));
+
+        let malformed = offers("Sec-WebSocket-Extensions: permessage-deflate; =");
+        assert_eq!(refusal(&malformed), Refusal::EXTENSIONS);
+        let off = Routes { deflate: false, ..routes() };
+        for head in [offered, malformed] {
+            let outcome = read_head(head.as_bytes(), 0, &off);
+            assert!(matches!(outcome, Outcome::Upgrade(Upgrade { deflate: None, .. })));
+        }
     }
 
     #[test]

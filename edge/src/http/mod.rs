@@ -4,10 +4,12 @@
 //! upgrades is served; every other request gets a [`Refusal`] of its own. No I/O.
 #![forbid(unsafe_code)]
 
+pub mod extensions;
 pub mod head;
 pub mod refusal;
 pub mod upgrade;
 
+pub use self::extensions::DeflateOffer;
 pub use self::head::{Outcome, Routes, read_head};
 pub use self::refusal::Refusal;
 pub use self::upgrade::{Route, Subprotocol, Upgrade, write_upgrade};

@@ -48,6 +48,9 @@ impl Refusal {
     /// Not exactly one `Sec-WebSocket-Key` of 16 bytes.
     pub const KEY: Self =
         Self::new(400, "a request has exactly one Sec-WebSocket-Key, 16 bytes in base64");
+    /// `Sec-WebSocket-Extensions` that breaks the grammar of RFC 6455 section 9.1.
+    pub const EXTENSIONS: Self =
+        Self::new(400, "Sec-WebSocket-Extensions is not a well-formed list of extensions");
     /// The client path, and none of our subprotocols is offered.
     pub const SUBPROTOCOL: Self =
         Self::new(400, "Sec-WebSocket-Protocol has to offer hawser.v1.proto or hawser.v1.json");

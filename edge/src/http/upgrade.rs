@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use sha1::{Digest as _, Sha1};
 
+use super::DeflateOffer;
+
 /// A good request for a WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upgrade {
@@ -14,6 +16,8 @@ pub struct Upgrade {
     pub head_bytes: usize,
     /// What the connection is for.
     pub route: Route,
+    /// permessage-deflate, when it was offered in a form that we do.
+    pub deflate: Option<DeflateOffer>,
     /// Where in the head the query string lies, without its `?`; empty when there is none.
     pub query: Range<usize>,
     pub(super) accept: AcceptKey,
@@ -68,6 +72,10 @@ pub fn write_upgrade(out: &mut Vec<u8>, upgrade: &Upgrade) {
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(subprotocol.name().as_bytes());
     }
+    if let Some(offer) = upgrade.deflate {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+        offer.write_answer(out);
+    }
     out.extend_from_slice(b"\r\n\r\n");
 }
 
@@ -105,10 +113,10 @@ mod tests {
     /// The key of RFC 6455 section 1.3.
     const KEY: &[u8] = b"dGhlIHNhbXBsZSBub25jZQ==";
 
-    fn answer(route: Route) -> String {
+    fn answer(route: Route, deflate: Option<DeflateOffer>) -> String {
         let accept = AcceptKey::answering(KEY).unwrap();
         let mut out = Vec::new();
-        write_upgrade(&mut out, &Upgrade { head_bytes: 0, route, query: 0..0, accept });
+        write_upgrade(&mut out, &Upgrade { head_bytes: 0, route, deflate, query: 0..0, accept });
         String::from_utf8(out).unwrap()
     }
 
@@ -119,12 +127,19 @@ mod tests {
              Connection: Upgrade\r\n\
              Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
              Sec-WebSocket-Protocol: hawser.v1.json\r\n\r\n";
-        assert_eq!(answer(Route::Client(Subprotocol::Json)), expected);
+        assert_eq!(answer(Route::Client(Subprotocol::Json), None), expected);
     }
 
     #[test]
     fn without_a_subprotocol_the_answer_names_none() {
-        assert!(answer(Route::Echo(None)).ends_with("xOo=\r\n\r\n"));
+        assert!(answer(Route::Echo(None), None).ends_with("xOo=\r\n\r\n"));
+    }
+
+    #[test]
+    fn an_offer_of_deflate_that_was_taken_is_answered() {
+        let answer = answer(Route::Echo(None), Some(DeflateOffer::default()));
+        let line = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        assert!(answer.ends_with(&format!("\r\n{line}\r\n\r\n")), "{answer}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod secure;
 
+mod deflate;
+
 use std::time::Duration;
 
 use hawser_proto::client::error::Code;
@@ -180,7 +182,8 @@ impl Rig {
                 return got;
             }
         }
-        let settings = ws::Settings { role: Role::Client, message_bytes_max: 1 << 20 };
+        let settings =
+            ws::Settings { role: Role::Client, message_bytes_max: 1 << 20, deflate: false };
         let (mut decoder, mut pool) = (ws::Decoder::default(), ws::Pool::default());
         let mut at = 0;
         while at < bytes.len() {

@@ -18,7 +18,7 @@ use super::error::ProtocolError;
 use super::frame::{Header, Opcode, Role, read_header};
 use super::mask::unmask;
 pub use super::partial::Pool;
-use super::partial::{Complete, Kind, Partial};
+use super::partial::{Complete, Message, Partial};
 
 /// What a decoder needs to know of its connection; the same for all connections of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Settings {
     /// Longest message, in bytes over all its fragments. A longer one is refused at the header that
     /// announces it.
     pub message_bytes_max: usize,
+    /// permessage-deflate was agreed on (RFC 7692): messages may come deflated.
+    pub deflate: bool,
 }
 
 /// One thing that the peer said.
@@ -38,6 +40,13 @@ pub enum Item<'a> {
         /// Sent as text, not as binary.
         text: bool,
         /// Its bytes, unmasked. The receiver may change them.
+        payload: &'a mut [u8],
+    },
+    /// A whole message as it was deflated, for [`Inflater`](super::Inflater). Only where [`Settings::deflate`] says so.
+    Deflated {
+        /// Sent as text: what is inflated has to be UTF-8, which nobody has looked at yet.
+        text: bool,
+        /// Its bytes, unmasked.
         payload: &'a mut [u8],
     },
     /// To be answered with a Pong of the same bytes, at most 125.
@@ -78,7 +87,7 @@ impl Decoder {
         // First, so that one cut message does not send the whole frames behind it the long way.
         self.settle(pool);
         if self.partial.is_none()
-            && let Some((header, header_bytes)) = read_header(input)?
+            && let Some((header, header_bytes)) = read_header(input, settings.deflate)?
         {
             check_header(settings, &header, None)?;
             let arrived_bytes = input.len() - header_bytes;
@@ -88,7 +97,12 @@ impl Decoder {
                 if let Some(key) = header.mask {
                     unmask(payload, key, 0);
                 }
-                return Ok((taken, Some(whole_frame(header.opcode, payload)?)));
+                let item = if header.deflated {
+                    Item::Deflated { text: header.opcode == Opcode::Text, payload }
+                } else {
+                    whole_frame(header.opcode, payload)?
+                };
+                return Ok((taken, Some(item)));
             }
         }
         if input.is_empty() {
@@ -114,12 +128,18 @@ impl Decoder {
         pool: &mut Pool,
     ) -> Result<(usize, Option<Item<'a>>), ProtocolError> {
         let partial = self.partial.get_or_insert_with(|| pool.take());
-        let (taken, complete) = partial.collect(input, |header, open_message_bytes| {
-            check_header(settings, header, open_message_bytes)
-        })?;
+        let (taken, complete) =
+            partial.collect(input, settings.deflate, |header, open_message_bytes| {
+                check_header(settings, header, open_message_bytes)
+            })?;
         let item = match complete {
-            Some(Complete::Message(kind)) => {
-                Some(Item::Message { text: kind == Kind::Text, payload: partial.payload_mut() })
+            Some(Complete::Message(Message { text, deflated })) => {
+                let payload = partial.payload_mut();
+                Some(if deflated {
+                    Item::Deflated { text, payload }
+                } else {
+                    Item::Message { text, payload }
+                })
             }
             Some(Complete::Control(opcode, payload_bytes)) => {
                 Some(whole_frame(opcode, partial.control_mut(payload_bytes))?)
@@ -162,16 +182,20 @@ fn check_header(
 fn whole_frame(opcode: Opcode, payload: &mut [u8]) -> Result<Item<'_>, ProtocolError> {
     match opcode {
         Opcode::Binary => Ok(Item::Message { text: false, payload }),
-        // Most text is ASCII, and for that a check of its own costs half.
-        Opcode::Text if payload.is_ascii() || simdutf8::basic::from_utf8(payload).is_ok() => {
-            Ok(Item::Message { text: true, payload })
-        }
+        Opcode::Text if is_utf8(payload) => Ok(Item::Message { text: true, payload }),
         Opcode::Text => Err(ProtocolError::TextNotUtf8),
         Opcode::Ping => Ok(Item::Ping(payload)),
         Opcode::Pong => Ok(Item::Pong(payload)),
         Opcode::Close => read_close(payload).map(Item::Close),
         Opcode::Continuation => Err(ProtocolError::ContinuationUnexpected),
     }
+}
+
+/// Whether the whole text of a message is UTF-8.
+#[inline]
+pub(super) fn is_utf8(payload: &[u8]) -> bool {
+    // Most text is ASCII, and for that a check of its own costs half.
+    payload.is_ascii() || simdutf8::basic::from_utf8(payload).is_ok()
 }
 
 /// Reads the payload of a Close frame (RFC 6455 section 5.5.1).
@@ -201,8 +225,10 @@ mod tests {
     use super::super::encoder::write_masked_message;
     use super::*;
 
-    const SERVER: Settings = Settings { role: Role::Server, message_bytes_max: 1 << 20 };
-    const CLIENT: Settings = Settings { role: Role::Client, message_bytes_max: 1 << 20 };
+    const SERVER: Settings =
+        Settings { role: Role::Server, message_bytes_max: 1 << 20, deflate: false };
+    const CLIENT: Settings =
+        Settings { role: Role::Client, message_bytes_max: 1 << 20, deflate: false };
 
     /// "Hello", masked, in one frame (RFC 6455 section 5.7).
     const HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
@@ -311,6 +337,38 @@ mod tests {
     }
 
     #[test]
+    fn deflated_messages_come_out_as_they_came_wherever_they_are_cut() {
+        let settings = Settings { deflate: true, ..SERVER };
+        let bytes = [
+            masked(0xc1, b"\xff\xfe"),
+            masked(0x42, b"a"),
+            masked(0x89, b""),
+            masked(0x00, b"\xff"),
+            masked(0x80, b"b"),
+            masked(0x81, b"plain"),
+            masked(0xc1, b""),
+        ]
+        .concat();
+        let expected = [
+            "Deflated { text: true, payload: [255, 254] }",
+            "Ping([])",
+            "Deflated { text: false, payload: [97, 255, 98] }",
+            "plain",
+            "Deflated { text: true, payload: [] }",
+        ];
+        assert_wherever_cut(&settings, &bytes, &expected);
+        for frames in [
+            &[masked(0x41, b"a"), masked(0xc0, b"b")][..],
+            &[masked(0xc9, b"")],
+            &[masked(0xc0, b"")],
+            &[masked(0xe1, b"")],
+        ] {
+            assert_wherever_cut(&settings, &frames.concat(), &["ReservedBits"]);
+        }
+        assert_wherever_cut(&SERVER, &masked(0xc1, b"a"), &["ReservedBits"]);
+    }
+
+    #[test]
     fn frames_out_of_place_are_refused_wherever_they_are_cut() {
         let cases: &[(&[&[u8]], &[&str])] = &[
             (&[&masked(0x80, b"x")], &["ContinuationUnexpected"]),
@@ -330,7 +388,7 @@ mod tests {
 
     #[test]
     fn too_big_is_refused_at_the_header_for_one_frame_and_for_the_sum_of_fragments() {
-        let settings = Settings { role: Role::Client, message_bytes_max: 126 };
+        let settings = Settings { message_bytes_max: 126, ..CLIENT };
         assert_eq!(decode(&settings, &[b"\x82\x7e\x00\x7f"]), ["MessageTooBig"]);
         assert_eq!(
             decode(&settings, &[b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff"]),
@@ -341,13 +399,13 @@ mod tests {
         assert_eq!(decode(&settings, &[&first, b"\x80\x01x"]).len(), 1);
         // The sum must not wrap around.
         let huge = b"\x80\x7f\x7f\xff\xff\xff\xff\xff\xff\xff";
-        let unbounded = Settings { role: Role::Client, message_bytes_max: usize::MAX >> 1 };
+        let unbounded = Settings { message_bytes_max: usize::MAX >> 1, ..CLIENT };
         assert_eq!(decode(&unbounded, &[&first, huge]), ["MessageTooBig"]);
     }
 
     #[test]
     fn memory_follows_what_arrived_and_not_what_was_announced() {
-        let settings = Settings { role: Role::Client, message_bytes_max: 1 << 40 };
+        let settings = Settings { message_bytes_max: 1 << 40, ..CLIENT };
         let (mut decoder, mut pool) = (Decoder::default(), Pool::default());
         let announced = b"\x82\x7f\0\0\0\x7f\0\0\0\0abc";
         feed(&mut decoder, &settings, &mut pool, announced, &mut Vec::new()).unwrap();

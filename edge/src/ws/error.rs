@@ -14,7 +14,7 @@ pub const CLOSE_TOO_BIG: u16 = 1009;
 /// [`close_code`](Self::close_code), then close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProtocolError {
-    /// A reserved bit is set although no extension was negotiated (section 5.2).
+    /// A reserved bit is set where no extension that was agreed on gives it a meaning (section 5.2).
     ReservedBits,
     /// An opcode that RFC 6455 leaves undefined: 3 to 7, 11 to 15 (section 5.2).
     ReservedOpcode,
@@ -42,7 +42,9 @@ pub enum ProtocolError {
     CloseReasonNotUtf8,
     /// A text message that is not UTF-8 (section 8.1).
     TextNotUtf8,
-    /// A message over `Settings::message_bytes_max`, in one frame or as the sum of its fragments.
+    /// A deflated message that cannot be inflated (RFC 7692 section 7.2.2).
+    DeflateCorrupt,
+    /// A message over `Settings::message_bytes_max`, in one frame, as the sum of its fragments, or inflated.
     MessageTooBig,
 }
 
@@ -63,7 +65,9 @@ impl ProtocolError {
             | Self::ContinuationMissing
             | Self::ClosePayloadTooShort
             | Self::CloseCodeInvalid => CLOSE_PROTOCOL_ERROR,
-            Self::CloseReasonNotUtf8 | Self::TextNotUtf8 => CLOSE_INVALID_PAYLOAD,
+            Self::CloseReasonNotUtf8 | Self::TextNotUtf8 | Self::DeflateCorrupt => {
+                CLOSE_INVALID_PAYLOAD
+            }
             Self::MessageTooBig => CLOSE_TOO_BIG,
         }
     }
@@ -86,6 +90,7 @@ impl ProtocolError {
             Self::CloseCodeInvalid => "the close code must not be sent",
             Self::CloseReasonNotUtf8 => "the close reason is not UTF-8",
             Self::TextNotUtf8 => "the text is not UTF-8",
+            Self::DeflateCorrupt => "the message cannot be inflated",
             Self::MessageTooBig => "the message is too big",
         }
     }

@@ -15,8 +15,8 @@ pub(super) const LENGTH_IN_16_BITS: u8 = 126;
 pub(super) const LENGTH_IN_64_BITS: u8 = 127;
 
 const RESERVED_BITS: u8 = 0x70;
-/// Reserved bits that an extension has given a meaning; permessage-deflate will add RSV1 (0x40).
-const RESERVED_BITS_IN_USE: u8 = 0;
+/// RSV1: the message is deflated (RFC 7692 section 6). Stands in its first frame alone.
+pub(super) const DEFLATED_BIT: u8 = 0x40;
 
 /// Which end of the connection we are. It decides who masks (RFC 6455 section 5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,12 @@ impl Opcode {
         self as u8 & 0x8 != 0
     }
 
+    /// Text or Binary: the first frame of a message.
+    #[inline]
+    const fn starts_message(self) -> bool {
+        matches!(self, Self::Text | Self::Binary)
+    }
+
     #[inline]
     const fn from_bits(bits: u8) -> Option<Self> {
         match bits {
@@ -70,6 +76,8 @@ pub struct Header {
     pub fin: bool,
     /// What the frame is.
     pub opcode: Opcode,
+    /// First frame of a deflated message.
+    pub deflated: bool,
     /// Key that the payload is masked with; `None` when it is not masked.
     pub mask: Option<[u8; 4]>,
     /// Length of the payload as announced, below 2^63.
@@ -80,15 +88,17 @@ pub struct Header {
 ///
 /// Returns the header and its length (2 to 14 bytes), or `None` when `input` ends too early. Looks
 /// at nothing past the header and does not allocate. Faults of the first two bytes are told as soon
-/// as those two are there.
+/// as those two are there. `deflate` says whether permessage-deflate was agreed on.
 #[inline]
-pub fn read_header(input: &[u8]) -> Result<Option<(Header, usize)>, ProtocolError> {
+pub fn read_header(input: &[u8], deflate: bool) -> Result<Option<(Header, usize)>, ProtocolError> {
     let Some((&[first, second], rest)) = input.split_first_chunk() else { return Ok(None) };
-    if first & RESERVED_BITS & !RESERVED_BITS_IN_USE != 0 {
-        return Err(ProtocolError::ReservedBits);
-    }
     let fin = first & FIN_BIT != 0;
     let opcode = Opcode::from_bits(first & 0x0f).ok_or(ProtocolError::ReservedOpcode)?;
+    let reserved_bits = first & RESERVED_BITS;
+    let deflated = reserved_bits == DEFLATED_BIT && deflate && opcode.starts_message();
+    if reserved_bits != 0 && !deflated {
+        return Err(ProtocolError::ReservedBits);
+    }
     let length = second & !MASK_BIT;
     if opcode.is_control() {
         if !fin {
@@ -120,7 +130,7 @@ pub fn read_header(input: &[u8]) -> Result<Option<(Header, usize)>, ProtocolErro
         let Some((key, rest)) = rest.split_first_chunk() else { return Ok(None) };
         (Some(*key), rest)
     };
-    Ok(Some((Header { fin, opcode, mask, payload_bytes }, input.len() - rest.len())))
+    Ok(Some((Header { fin, opcode, deflated, mask, payload_bytes }, input.len() - rest.len())))
 }
 
 /// An extended length has to need its bytes, and to fit 63 bits.
@@ -144,7 +154,7 @@ mod tests {
     use super::*;
 
     fn fault(input: &[u8]) -> ProtocolError {
-        read_header(input).expect_err("a fault")
+        read_header(input, false).expect_err("a fault")
     }
 
     /// The headers of RFC 6455 section 5.7 and the lengths around each change of form.
@@ -174,16 +184,24 @@ mod tests {
         mask: Option<[u8; 4]>,
         payload_bytes: u64,
     ) -> Header {
-        Header { fin, opcode, mask, payload_bytes }
+        Header { fin, opcode, deflated: false, mask, payload_bytes }
     }
 
     #[test]
     fn headers_are_read_whole_and_waited_for_when_cut() {
         for &(bytes, header) in HEADERS {
             let followed = [bytes, b"payload"].concat();
-            assert_eq!(read_header(&followed), Ok(Some((header, bytes.len()))), "{bytes:02x?}");
+            assert_eq!(
+                read_header(&followed, true),
+                Ok(Some((header, bytes.len()))),
+                "{bytes:02x?}"
+            );
             for cut in 0..bytes.len() {
-                assert_eq!(read_header(&bytes[..cut]), Ok(None), "{bytes:02x?} cut at {cut}");
+                assert_eq!(
+                    read_header(&bytes[..cut], false),
+                    Ok(None),
+                    "{bytes:02x?} cut at {cut}"
+                );
             }
         }
     }
@@ -195,6 +213,18 @@ mod tests {
         }
         for opcode in (3..8).chain(11..16) {
             assert_eq!(fault(&[0x80 | opcode, 0x80]), ProtocolError::ReservedOpcode);
+        }
+    }
+
+    #[test]
+    fn rsv1_marks_the_first_frame_of_a_message_once_deflate_is_agreed_on() {
+        for first in [0x41, 0x42, 0xc1, 0xc2] {
+            let (header, _) = read_header(&[first, 0x00], true).unwrap().expect("a whole header");
+            assert!(header.deflated, "{first:#x}");
+        }
+        for first in [0x40, 0xc0, 0xc8, 0xc9, 0xca, 0x61, 0xd1, 0xf1, 0xa1] {
+            let fault = read_header(&[first, 0x00], true);
+            assert_eq!(fault, Err(ProtocolError::ReservedBits), "{first:#x}");
         }
     }
 

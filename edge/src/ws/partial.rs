@@ -13,20 +13,27 @@ pub(super) struct Partial {
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: usize,
     frame: Option<Frame>,
-    message: Option<Kind>,
+    message: Option<Message>,
     /// What arrived of the open message, unmasked.
     payload: Vec<u8>,
-    /// How much of `payload` is UTF-8 up to a character border; text only.
+    /// How much of `payload` is UTF-8 up to a character border; text that is not deflated only.
     utf8_bytes: usize,
     /// What arrived of the open control frame, unmasked.
     control: [u8; CONTROL_PAYLOAD_BYTES_MAX],
 }
 
-/// The type of a message.
+/// What the first frame of a message says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Text,
-    Binary,
+pub(super) struct Message {
+    pub(super) text: bool,
+    pub(super) deflated: bool,
+}
+
+impl Message {
+    /// Its payload can be looked at for UTF-8 as it comes.
+    const fn is_plain_text(self) -> bool {
+        self.text && !self.deflated
+    }
 }
 
 /// A frame whose header is complete, and how much of its payload has arrived.
@@ -39,7 +46,7 @@ struct Frame {
 /// What stands complete in a [`Partial`].
 pub(super) enum Complete {
     /// The message, see [`Partial::payload_mut`].
-    Message(Kind),
+    Message(Message),
     /// A control frame with this many bytes of payload, see [`Partial::control_mut`].
     Control(Opcode, usize),
 }
@@ -90,6 +97,7 @@ impl Partial {
     pub(super) fn collect(
         &mut self,
         input: &mut [u8],
+        deflate: bool,
         check: impl Fn(&Header, Option<usize>) -> Result<(), ProtocolError>,
     ) -> Result<(usize, Option<Complete>), ProtocolError> {
         let mut taken = 0;
@@ -97,7 +105,7 @@ impl Partial {
             let mut frame = match self.frame {
                 Some(frame) => frame,
                 None => {
-                    let (header_taken, header) = self.collect_header(&input[taken..])?;
+                    let (header_taken, header) = self.collect_header(&input[taken..], deflate)?;
                     taken += header_taken;
                     let Some(header) = header else { return Ok((taken, None)) };
                     check(&header, self.message.map(|_| self.payload.len()))?;
@@ -117,11 +125,15 @@ impl Partial {
     }
 
     /// Completes the cut header with bytes from the front of `input`, and says how many it took.
-    fn collect_header(&mut self, input: &[u8]) -> Result<(usize, Option<Header>), ProtocolError> {
+    fn collect_header(
+        &mut self,
+        input: &[u8],
+        deflate: bool,
+    ) -> Result<(usize, Option<Header>), ProtocolError> {
         let had = self.header_bytes;
         let have = HEADER_BYTES_MAX.min(had + input.len());
         self.header[had..have].copy_from_slice(&input[..have - had]);
-        match read_header(&self.header[..have])? {
+        match read_header(&self.header[..have], deflate)? {
             Some((header, header_bytes)) => {
                 self.header_bytes = 0;
                 Ok((header_bytes - had, Some(header)))
@@ -135,15 +147,17 @@ impl Partial {
 
     fn open(&mut self, header: Header) -> Frame {
         match header.opcode {
-            Opcode::Text => self.open_message(Kind::Text),
-            Opcode::Binary => self.open_message(Kind::Binary),
+            Opcode::Text | Opcode::Binary => {
+                let (text, deflated) = (header.opcode == Opcode::Text, header.deflated);
+                self.open_message(Message { text, deflated });
+            }
             Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong => {}
         }
         Frame { header, arrived_bytes: 0 }
     }
 
-    fn open_message(&mut self, kind: Kind) {
-        self.message = Some(kind);
+    fn open_message(&mut self, message: Message) {
+        self.message = Some(message);
         self.payload.clear();
         self.utf8_bytes = 0;
     }
@@ -167,7 +181,7 @@ impl Partial {
         } else {
             // Grows with what has arrived: the announced length is only a promise.
             self.payload.extend_from_slice(bytes);
-            if self.message == Some(Kind::Text) {
+            if self.message.is_some_and(Message::is_plain_text) {
                 self.check_text()?;
             }
         }
@@ -194,11 +208,11 @@ impl Partial {
         if !frame.header.fin {
             return Ok(None);
         }
-        let kind = self.message.take().ok_or(ProtocolError::ContinuationUnexpected)?;
-        if kind == Kind::Text && self.utf8_bytes != self.payload.len() {
+        let message = self.message.take().ok_or(ProtocolError::ContinuationUnexpected)?;
+        if message.is_plain_text() && self.utf8_bytes != self.payload.len() {
             return Err(ProtocolError::TextNotUtf8);
         }
-        Ok(Some(Complete::Message(kind)))
+        Ok(Some(Complete::Message(message)))
     }
 }
 

@@ -1,4 +1,4 @@
-"""Alice and Bob talk through a real edge and router.  conversation.py URL ALICES_SUBPROTOCOL BOBS
+"""Alice and Bob talk through a real edge and router.  conversation.py URL ALICES_SUBPROTOCOL BOBS [deflate]
 
 Exits 0 when everything went as client.proto says; otherwise the assertion that did not hold is on stderr.
 """
@@ -93,7 +93,7 @@ async def send_in_pieces(client, name, payload, piece=10_000):
     await asyncio.gather(*pongs)
 
 
-async def main(url, alices, bobs):
+async def main(url, alices, bobs, _deflate=None):
     async with asyncio.timeout(30):
         await converse(url, alices, bobs)
 

@@ -14,6 +14,8 @@ from grpc_tools import protoc
 from websockets.asyncio.client import connect
 
 PROTO = pathlib.Path(__file__).resolve().parents[3] / "proto"
+# What the edge has to agree on: the last argument of the script.
+EXPECTS_DEFLATE = sys.argv[-1] == "deflate"
 BINARY, JSON = "hawser.v1.proto", "hawser.v1.json"
 
 
@@ -42,9 +44,10 @@ class Client:
     @classmethod
     async def open(cls, url, subprotocol, user, **fields):
         """Connects and says Connect. Returns the client and its Welcome."""
-        # The default offer of compression stays: an edge has to decline what it does not do.
+        # The default offer of compression stays: an edge has to decline what it is not to do.
         socket = await connect(url, subprotocols=[subprotocol], max_size=None)
         assert socket.subprotocol == subprotocol, socket.subprotocol
+        assert bool(socket.protocol.extensions) == EXPECTS_DEFLATE, socket.protocol.extensions
         client = cls(socket, subprotocol)
         connection = pb.Connect(token=user, device_id="interop", client_kind="python", **fields)
         await client.send(connect=connection)

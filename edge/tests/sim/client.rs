@@ -188,7 +188,8 @@ impl Client {
 
     /// The messages in what came. Closes where the edge does.
     fn decode(&mut self, env: &mut Env, bytes: &mut [u8]) -> Vec<Vec<u8>> {
-        let settings = ws::Settings { role: Role::Client, message_bytes_max: 1 << 20 };
+        let settings =
+            ws::Settings { role: Role::Client, message_bytes_max: 1 << 20, deflate: false };
         let mut pool = ws::Pool::default();
         let mut messages = Vec::new();
         let mut at = 0;
@@ -203,7 +204,7 @@ impl Client {
                             env.history.count("closed by the edge");
                             self.close(env);
                         }
-                        Some(Item::Ping(_) | Item::Pong(_)) | None => {}
+                        Some(Item::Ping(_) | Item::Pong(_) | Item::Deflated { .. }) | None => {}
                     }
                 }
                 Err(error) => {

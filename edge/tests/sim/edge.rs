@@ -266,7 +266,8 @@ fn note_errors(env: &mut Env, sent: &[u8]) {
         0
     };
     let mut frames = sent[head_bytes..].to_vec();
-    let settings = ws::Settings { role: ws::Role::Client, message_bytes_max: 1 << 20 };
+    let settings =
+        ws::Settings { role: ws::Role::Client, message_bytes_max: 1 << 20, deflate: false };
     let (mut decoder, mut pool, mut at) = (ws::Decoder::default(), ws::Pool::default(), 0);
     while at < frames.len() {
         let next = decoder.next(&mut frames[at..], &settings, &mut pool);
