@@ -1,6 +1,8 @@
 //! A message on an open connection allocates nothing on its way through the edge once buffers circulate: counted
 //! by an allocator that counts, over the whole way from a client's bytes to the router's link and back.
 
+mod tls;
+
 use std::sync::Arc;
 
 use hawser_edge::config::Config;
