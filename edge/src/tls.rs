@@ -18,7 +18,7 @@ mod keys;
 mod open;
 mod record;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::mem;

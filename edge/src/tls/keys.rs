@@ -335,8 +335,9 @@ impl Contexts {
         let at = match set.iter().position(|place| place.is_of(id)) {
             Some(at) => at,
             None => {
-                set[WAYS - 1] = Place(Some((id, make()?)));
-                WAYS - 1
+                let free = set.iter().position(|place| place.0.is_none()).unwrap_or(WAYS - 1);
+                set[free] = Place(Some((id, make()?)));
+                free
             }
         };
         set[..=at].rotate_right(1);

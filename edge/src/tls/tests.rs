@@ -84,13 +84,13 @@ fn client_of(config: ClientConfig) -> ClientConnection {
 }
 
 /// The server's end with its shard.
-struct Server {
+pub(crate) struct Server {
     tls: Tls,
     shared: Shared,
-    /// Items as text, data joined.
+    /// Items other than data, as text.
     said: Vec<String>,
     data: Vec<u8>,
-    info: Option<Info>,
+    pub(crate) info: Option<Info>,
 }
 
 impl Server {
@@ -98,12 +98,12 @@ impl Server {
         Self::with(world.shared())
     }
 
-    fn with(shared: Shared) -> Self {
+    pub(crate) fn with(shared: Shared) -> Self {
         Self { tls: Tls::accept(), shared, said: Vec::new(), data: Vec::new(), info: None }
     }
 
     /// Feeds `bytes` in inputs of `piece_bytes`.
-    fn take(&mut self, bytes: &[u8], piece_bytes: usize) -> Result<(), TlsError> {
+    pub(crate) fn take(&mut self, bytes: &[u8], piece_bytes: usize) -> Result<(), TlsError> {
         let mut bytes = bytes.to_vec();
         for piece in bytes.chunks_mut(piece_bytes.max(1)) {
             let mut at = 0;
@@ -126,7 +126,7 @@ impl Server {
         Ok(())
     }
 
-    fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         self.tls.seal(&mut self.shared, plaintext, &mut out).unwrap();
         assert!(!self.tls.wants_send(), "all that was due is out");
@@ -135,7 +135,7 @@ impl Server {
 }
 
 /// All that `client` has to send now.
-fn sent(client: &mut ClientConnection) -> Vec<u8> {
+pub(crate) fn sent(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut bytes).unwrap();
@@ -143,7 +143,7 @@ fn sent(client: &mut ClientConnection) -> Vec<u8> {
     bytes
 }
 
-fn give(client: &mut ClientConnection, mut bytes: &[u8]) -> Result<(), rustls::Error> {
+pub(crate) fn give(client: &mut ClientConnection, mut bytes: &[u8]) -> Result<(), rustls::Error> {
     while !bytes.is_empty() {
         client.read_tls(&mut bytes).unwrap();
         client.process_new_packets()?;
@@ -162,7 +162,12 @@ fn data_of(client: &mut ClientConnection) -> Vec<u8> {
 }
 
 /// Shakes hands with inputs of `piece_bytes`; what `client` says right behind its `Finished` is `early`.
-fn shake(server: &mut Server, client: &mut ClientConnection, early: &[u8], piece_bytes: usize) {
+pub(crate) fn shake(
+    server: &mut Server,
+    client: &mut ClientConnection,
+    early: &[u8],
+    piece_bytes: usize,
+) {
     let mut early = Some(early);
     while client.is_handshaking() || !server.tls.is_open() {
         let mut bytes = sent(client);
