@@ -1,10 +1,15 @@
 //! What each fuzz target checks, given any bytes: no panic, and a few truths that hold for all inputs.
 //! Shared by the targets and by `tests/fuzz_briefly.rs`.
 
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use hawser_edge::client;
 use hawser_edge::conn::Codec;
 use hawser_edge::http::{self, Outcome, Routes};
 use hawser_edge::proxy;
+use hawser_edge::tls::{self, SecretTap, Tls, TlsError};
 use hawser_edge::ws::{
     Decoder, Deflater, Inflater, Item, Opcode, Pool, ProtocolError, Role, Settings, WindowBits,
     write_message,
@@ -201,4 +206,177 @@ pub(crate) fn inflate(input: &[u8]) {
         payload
     };
     assert_eq!(again, inflated);
+}
+
+/// Records come to the same data, the same end and the same answer however they are cut, and of a record that was changed
+/// nothing comes out. The first byte of `input` says what the rest is, the second where the cuts are:
+///
+/// - bytes for a fresh connection,
+/// - bytes for one that is open,
+/// - a script of records for one that is open, each its content type, its length and its content, sealed by the client's
+///   key, which goes on with every `KeyUpdate`,
+/// - the same with one bit of the sealed bytes flipped: which, say two more bytes.
+pub(crate) fn tls_records(input: &[u8]) {
+    let [what, cut, bytes @ ..] = input else { return };
+    let (open, bytes, flipped) = match (what % 4, bytes) {
+        (0, bytes) => (false, bytes.to_vec(), None),
+        (1, bytes) => (true, bytes.to_vec(), None),
+        (2, script) => (true, Sealer::new(CLIENT_SECRET).seal_all(script), None),
+        (_, [high, low, script @ ..]) => {
+            let sealed = Sealer::new(CLIENT_SECRET).seal_all(script);
+            let at = usize::from(u16::from_be_bytes([*high, *low])) % (8 * sealed.len()).max(1);
+            (true, sealed, Some(at))
+        }
+        _ => return,
+    };
+    let whole = decrypt(open, &bytes, bytes.len().max(1));
+    for piece_bytes in [1, usize::from(*cut).max(1)] {
+        let pieces = decrypt(open, &bytes, piece_bytes);
+        assert_eq!(pieces, whole, "in pieces of {piece_bytes} and in one");
+    }
+    if let [2, _, 23, 1..=255, first, ..] = input {
+        assert_eq!(whole.data.first(), Some(first), "a record of data is opened");
+    }
+    if let Some(at) = flipped.filter(|_| !bytes.is_empty()) {
+        let mut changed = bytes;
+        changed[at / 8] ^= 1 << (at % 8);
+        let changed = decrypt(open, &changed, usize::from(*cut).max(1));
+        assert!(whole.data.starts_with(&changed.data), "nothing but what came before");
+    }
+}
+
+const CLIENT_SECRET: [u8; 32] = [1; 32];
+const SERVER_SECRET: [u8; 32] = [2; 32];
+
+/// What a server made of its input, and what it has to say at the end.
+#[derive(Debug, PartialEq, Eq)]
+struct Decrypted {
+    data: Vec<u8>,
+    closed: bool,
+    end: Result<(), TlsError>,
+    answer: Vec<u8>,
+}
+
+fn decrypt(open: bool, bytes: &[u8], piece_bytes: usize) -> Decrypted {
+    let mut shared = tls::Shared::new(server_config());
+    let mut tls = match open {
+        true => Tls::from_secrets(&mut shared, &CLIENT_SECRET, &SERVER_SECRET).expect("lengths"),
+        false => Tls::accept(),
+    };
+    let (mut data, mut closed, mut end) = (Vec::new(), false, Ok(()));
+    for piece in bytes.to_vec().chunks_mut(piece_bytes) {
+        let mut at = 0;
+        while at < piece.len() {
+            let item = match tls.next(&mut shared, &mut piece[at..]) {
+                Ok((taken, item)) => {
+                    assert!(taken > 0, "a step takes something");
+                    at += taken;
+                    item
+                }
+                Err(error) => {
+                    assert_eq!(end, Ok(()), "an error ends it");
+                    end = Err(error);
+                    continue;
+                }
+            };
+            match item {
+                Some(tls::Item::Data(bytes)) => {
+                    assert!(!bytes.is_empty() && !closed && end.is_ok());
+                    data.extend_from_slice(bytes);
+                }
+                Some(tls::Item::Closed) => {
+                    assert!(!closed, "closed once");
+                    closed = true;
+                }
+                Some(tls::Item::Open(_)) => panic!("nobody here can shake hands"),
+                None => assert_eq!(at, piece.len(), "nothing means that all is taken"),
+            }
+        }
+        tls.settle(&mut shared);
+    }
+    let mut answer = Vec::new();
+    tls.seal(&mut shared, &[], &mut answer).expect("nothing to seal but an answer");
+    assert!(!tls.wants_send());
+    // Those of rustls hold random bytes.
+    if !open {
+        answer.truncate(1);
+    }
+    Decrypted { data, closed, end, answer }
+}
+
+/// Shakes hands as far as to the certificate, of which there is none.
+fn server_config() -> Arc<rustls::ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions of this provider");
+    let nobody = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+    let mut config = builder.with_no_client_auth().with_cert_resolver(nobody);
+    config.key_log = Arc::new(SecretTap);
+    config.enable_secret_extraction = true;
+    Arc::new(config)
+}
+
+/// The client's end: seals what it is told to (RFC 8446 sections 5.2 and 7.3).
+struct Sealer {
+    secret: [u8; 32],
+    sequence: u64,
+}
+
+impl Sealer {
+    fn new(secret: [u8; 32]) -> Self {
+        Self { secret, sequence: 0 }
+    }
+
+    fn seal_all(&mut self, mut script: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let [kind, length, rest @ ..] = script {
+            let (content, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+            self.seal(*kind, content, &mut out);
+            script = rest;
+            if *kind == 22 && matches!(content, [24, 0, 0, 1, 0 | 1]) {
+                *self = Self::new(self.expand("traffic upd"));
+            }
+        }
+        out
+    }
+
+    fn seal(&mut self, kind: u8, content: &[u8], out: &mut Vec<u8>) {
+        let key = UnboundKey::new(&AES_128_GCM, &self.expand::<16>("key")).expect("its length");
+        let mut nonce: [u8; 12] = self.expand("iv");
+        for (byte, number) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= number;
+        }
+        self.sequence += 1;
+        let sealed_bytes = (content.len() + 1 + 16) as u16;
+        let header = [&[23, 3, 3][..], &sealed_bytes.to_be_bytes()].concat();
+        let mut inner = [content, &[kind]].concat();
+        LessSafeKey::new(key)
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(&header),
+                &mut inner,
+            )
+            .expect("it fits");
+        out.extend(header);
+        out.extend(inner);
+    }
+
+    fn expand<const BYTES: usize>(&self, label: &str) -> [u8; BYTES] {
+        struct Length(usize);
+        impl KeyType for Length {
+            fn len(&self) -> usize {
+                self.0
+            }
+        }
+        let label_bytes = [6 + label.len() as u8];
+        let length = (BYTES as u16).to_be_bytes();
+        let info = [&length[..], &label_bytes, b"tls13 ", label.as_bytes(), &[0]];
+        let mut output = [0; BYTES];
+        Prk::new_less_safe(HKDF_SHA256, &self.secret)
+            .expand(&info, Length(BYTES))
+            .and_then(|okm| okm.fill(&mut output))
+            .expect("short enough");
+        output
+    }
 }

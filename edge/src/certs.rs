@@ -46,19 +46,36 @@ pub struct Loaded {
 #[derive(Debug)]
 struct Loader {
     provider: Arc<CryptoProvider>,
-    /// Used without `--tls-ticket-keys`: 12 hours, a new key every 6.
+    /// Used without `--tls-ticket-keys`: 12 hours, a new key every 6. Made anew with other authorities for clients.
     own_tickets: Arc<dyn ProducesTickets>,
+    trust: Trust,
+}
+
+/// Whose certificates clients have to show. A ticket stands for a certificate that was checked by these rules, so it is good
+/// under the same rules only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Trust(Vec<u8>);
+
+impl Trust {
+    /// What `knobs` ask for; `authorities` are the bytes of `--tls-client-ca`.
+    fn new(knobs: &TlsKnobs, authorities: &[u8]) -> Self {
+        match knobs.tls_client_auth {
+            ClientAuth::None => Self::default(),
+            when @ (ClientAuth::Optional | ClientAuth::Required) => {
+                Self([when.to_string().as_bytes(), b"\0", authorities].concat())
+            }
+        }
+    }
 }
 
 impl Loader {
     fn new() -> Result<Self, UsageError> {
-        let own_tickets = aws_lc_rs::Ticketer::new()
-            .map_err(|error| UsageError(format!("--tls-cert: no keys for tickets: {error}")))?;
-        Ok(Self { provider: Arc::new(aws_lc_rs::default_provider()), own_tickets })
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        Ok(Self { provider, own_tickets: own_tickets()?, trust: Trust::default() })
     }
 
     /// The config that `knobs` ask for at the time `now`.
-    fn load(&self, knobs: &TlsKnobs, now: SystemTime) -> Result<Loaded, UsageError> {
+    fn load(&mut self, knobs: &TlsKnobs, now: SystemTime) -> Result<Loaded, UsageError> {
         if !knobs.is_on() {
             return Err(UsageError(
                 "--tls-cert: is gone; TLS is turned on and off by a restart".to_owned(),
@@ -76,7 +93,7 @@ impl Loader {
     }
 
     fn config(
-        &self,
+        &mut self,
         knobs: &TlsKnobs,
         certificates: Vec<(Arc<CertifiedKey>, Vec<String>)>,
     ) -> Result<ServerConfig, UsageError> {
@@ -87,10 +104,13 @@ impl Loader {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(versions)
             .map_err(|error| UsageError(format!("--tls-min-version: {error}")))?;
+        let mut trust = Trust::default();
         let builder = match (knobs.tls_client_auth, &knobs.tls_client_ca) {
             (ClientAuth::None, _) | (_, None) => builder.with_no_client_auth(),
             (when, Some(ca)) => {
-                let roots: RootCertStore = files::authorities(ca)?;
+                let text = read("--tls-client-ca", ca)?;
+                trust = Trust::new(knobs, &text);
+                let roots: RootCertStore = files::authorities(ca, &text)?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(
                     Arc::new(roots),
                     Arc::clone(&self.provider),
@@ -109,14 +129,24 @@ impl Loader {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = match &knobs.tls_ticket_keys {
-            Some(file) => Arc::new(SharedTickets::read(file)?),
-            None => Arc::clone(&self.own_tickets),
+            Some(file) => Arc::new(SharedTickets::read(file, &trust.0)?),
+            None if trust == self.trust => Arc::clone(&self.own_tickets),
+            None => {
+                self.own_tickets = own_tickets()?;
+                self.trust = trust;
+                Arc::clone(&self.own_tickets)
+            }
         };
         config.send_tls13_tickets = TICKETS;
         config.enable_secret_extraction = true;
         config.key_log = Arc::new(SecretTap);
         Ok(config)
     }
+}
+
+fn own_tickets() -> Result<Arc<dyn ProducesTickets>, UsageError> {
+    aws_lc_rs::Ticketer::new()
+        .map_err(|error| UsageError(format!("--tls-cert: no keys for tickets: {error}")))
 }
 
 /// Longer than any certificate is valid.
@@ -151,9 +181,14 @@ mod tests {
     use std::sync::mpsc;
 
     use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, date_time_ymd};
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection};
     use tempfile::TempDir;
 
     use super::*;
+    use crate::tls::tests::{Server, give, sent, shake};
+    use crate::tls::{Shared, TlsError};
 
     /// Files of an operator.
     struct Files {
@@ -272,6 +307,128 @@ mod tests {
             ..TlsKnobs::default()
         };
         load(&knobs).unwrap();
+    }
+
+    /// Of a client that trusts `root` and shows `own` if it has one.
+    fn client_config(root: &str, own: Option<(&str, &str)>) -> Arc<ClientConfig> {
+        let mut store = RootCertStore::empty();
+        store.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(store);
+        Arc::new(match own {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => builder
+                .with_client_auth_cert(
+                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap(),
+        })
+    }
+
+    fn client(config: &Arc<ClientConfig>, name: &str) -> ClientConnection {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        ClientConnection::new(Arc::clone(config), name).unwrap()
+    }
+
+    fn text(path: &Path) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_client_gets_the_certificate_of_the_name_that_it_asks_for() {
+        let files = Files::new();
+        let [mut knobs, second] = ["a.test", "*.b.test"].map(|name| files.pair(name, |_| {}));
+        knobs.tls_cert.extend(second.tls_cert);
+        knobs.tls_key.extend(second.tls_key);
+        let config = load(&knobs).unwrap().config;
+        for (name, at) in [("a.test", 0), ("chat.b.test", 1)] {
+            // It trusts the one that is for this name alone.
+            let root = text(&knobs.tls_cert[at]);
+            let mut client = client(&client_config(&root, None), name);
+            let mut server = Server::with(Shared::new(Arc::clone(&config)));
+            shake(&mut server, &mut client, b"", usize::MAX);
+        }
+    }
+
+    #[test]
+    fn client_certificates_are_asked_for_and_checked_as_the_knobs_say() {
+        let files = Files::new();
+        let knobs = files.pair("a.test", |_| {});
+        let (good, stranger) = (certificate("client", |_| {}), certificate("client", |_| {}));
+        let ca = files.write("ca", &good.0);
+        let root = text(&knobs.tls_cert[0]);
+        for (when, shown, expected) in [
+            (ClientAuth::Required, Some(&good), Ok(true)),
+            (ClientAuth::Required, None, Err(TlsError::ClientCertificate)),
+            (ClientAuth::Required, Some(&stranger), Err(TlsError::ClientCertificate)),
+            (ClientAuth::Optional, Some(&good), Ok(true)),
+            (ClientAuth::Optional, None, Ok(false)),
+            (ClientAuth::Optional, Some(&stranger), Err(TlsError::ClientCertificate)),
+        ] {
+            let knobs = TlsKnobs {
+                tls_client_ca: Some(ca.clone()),
+                tls_client_auth: when,
+                ..knobs.clone()
+            };
+            let config = load(&knobs).unwrap().config;
+            let shown = shown.map(|(certificate, key)| (certificate.as_str(), key.as_str()));
+            let mut client = client(&client_config(&root, shown), "a.test");
+            let mut server = Server::with(Shared::new(config));
+            if let Ok(has_certificate) = expected {
+                shake(&mut server, &mut client, b"", usize::MAX);
+                assert_eq!(server.info.unwrap().client_certificate, has_certificate);
+                continue;
+            }
+            server.take(&sent(&mut client), usize::MAX).unwrap();
+            give(&mut client, &server.seal(b"")).unwrap();
+            let refused = server.take(&sent(&mut client), usize::MAX);
+            assert_eq!(refused.map(|()| false), expected);
+            assert!(give(&mut client, &server.seal(b"")).is_err(), "the client is told");
+        }
+    }
+
+    #[test]
+    fn tickets_outlive_a_reload_but_not_a_change_of_whom_to_trust() {
+        let files = Files::new();
+        let knobs = files.pair("a.test", |_| {});
+        let root = text(&knobs.tls_cert[0]);
+        let of_client = client_config(&root, None);
+        let mut loader = Loader::new().unwrap();
+        let mut resumes = |knobs: &TlsKnobs| {
+            let config = loader.load(knobs, now()).unwrap().config;
+            let mut client = client(&of_client, "a.test");
+            let mut server = Server::with(Shared::new(config));
+            shake(&mut server, &mut client, b"", usize::MAX);
+            server.info.unwrap().resumed
+        };
+        assert!(!resumes(&knobs));
+        assert!(resumes(&knobs), "the same files, loaded again");
+        let asks = TlsKnobs {
+            tls_client_ca: Some(knobs.tls_cert[0].clone()),
+            tls_client_auth: ClientAuth::Optional,
+            ..knobs.clone()
+        };
+        assert!(!resumes(&asks));
+        assert!(resumes(&asks));
+    }
+
+    #[test]
+    fn a_client_that_speaks_only_what_is_too_old_is_refused() {
+        let files = Files::new();
+        let knobs = TlsKnobs { tls_min_version: MinVersion::Tls13, ..files.pair("a.test", |_| {}) };
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config.with_protocol_versions(&[&TLS12]).unwrap();
+        let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let mut client = client(&Arc::new(config), "a.test");
+        let mut server = Server::with(Shared::new(load(&knobs).unwrap().config));
+        let refused = server.take(&sent(&mut client), usize::MAX);
+        assert_eq!(refused, Err(TlsError::NothingInCommon));
+        let alert = rustls::AlertDescription::ProtocolVersion;
+        let told = give(&mut client, &server.seal(b"")).unwrap_err();
+        assert_eq!(told, rustls::Error::AlertReceived(alert));
     }
 
     const DEADLINE: Duration = Duration::from_secs(20);

@@ -18,7 +18,7 @@ mod keys;
 mod open;
 mod record;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::mem;
@@ -30,7 +30,7 @@ use self::buffers::{Buffer, Buffers};
 pub use self::error::TlsError;
 use self::handshake::Handshake;
 pub use self::handshake::SecretTap;
-use self::keys::Contexts;
+use self::keys::{Contexts, Direction, Secret};
 use self::open::{Found, Open};
 pub use self::record::Version;
 
@@ -106,6 +106,25 @@ impl Tls {
     #[must_use]
     pub fn accept() -> Self {
         Self(Box::new(State::Fresh))
+    }
+
+    /// The server's end of a connection of TLS 1.3 that is open already, with the application traffic secrets of both ends
+    /// (RFC 8446 section 7.1): 32 bytes for `TLS_AES_128_GCM_SHA256`, 48 for `TLS_AES_256_GCM_SHA384`. For tests against
+    /// published traces, and for fuzzing what comes after a handshake.
+    ///
+    /// # Errors
+    /// When the secrets have another length.
+    pub fn from_secrets(
+        shared: &mut Shared,
+        client: &[u8],
+        server: &[u8],
+    ) -> Result<Self, TlsError> {
+        let mut direction =
+            |secret| Direction::from_secret(Secret::new(secret)?, &mut shared.contexts).ok();
+        let (Some(tx), Some(rx)) = (direction(server), direction(client)) else {
+            return Err(TlsError::Internal);
+        };
+        Ok(Self(Box::new(State::Open(Open::new(Version::Tls13, tx, rx, None)))))
     }
 
     /// Takes from the front of `input`: returns how many bytes it took, and what they made.

@@ -195,3 +195,27 @@ fn deflated_messages_near_good_ones() {
     ];
     run(bodies::inflate, &seeds);
 }
+
+#[test]
+fn tls_records_near_good_ones() {
+    let client_hello = |minor| {
+        let mut hello = vec![0, 9, 22, 3, 1, 0, 45, 1, 0, 0, 41, 3, minor];
+        hello.extend([7; 32]);
+        hello.extend([0, 0, 2, 0x13, 1, 1, 0]);
+        hello
+    };
+    // Data, an empty record, a key update that wants an answer, one cut in two, a close_notify.
+    let script =
+        b"\x17\x05hello\x17\0\x16\x05\x18\0\0\x01\x01\x17\x05world\x16\x02\x18\0\x16\x03\0\x01\0\
+        \x15\x02\x01\0\x17\x01!";
+    let with = |head: &[u8], bytes: &[u8]| [head, bytes].concat();
+    let seeds = [
+        client_hello(3),
+        client_hello(1),
+        with(&[0, 3], b"GET / HTTP/1.1\r\n"),
+        with(&[1, 3], b"\x17\x03\x03\0\x13nineteen sealed bytes"),
+        with(&[2, 30], script),
+        with(&[3, 30, 0, 200], script),
+    ];
+    run(bodies::tls_records, &seeds);
+}

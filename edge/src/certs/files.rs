@@ -28,7 +28,7 @@ pub(super) fn certificate(
     now: SystemTime,
 ) -> Result<(Named, SystemTime), UsageError> {
     let refuse = |reason: String| UsageError(format!("--tls-cert: {} {reason}", cert.display()));
-    let chain = certificates("--tls-cert", cert)?;
+    let chain = certificates("--tls-cert", cert, &read("--tls-cert", cert)?)?;
     let Some(own) = chain.first() else {
         return Err(refuse(
             "has no certificate in it; wanted is PEM, the server's own first".into(),
@@ -49,12 +49,12 @@ pub(super) fn certificate(
     Ok(((Arc::new(certified), names), expires))
 }
 
-/// The authorities in a PEM file.
-pub(super) fn authorities(path: &Path) -> Result<RootCertStore, UsageError> {
+/// The authorities in `text`, which is the PEM file at `path`.
+pub(super) fn authorities(path: &Path, text: &[u8]) -> Result<RootCertStore, UsageError> {
     let refuse =
         |reason: String| UsageError(format!("--tls-client-ca: {} {reason}", path.display()));
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("--tls-client-ca", path)? {
+    for certificate in certificates("--tls-client-ca", path, text)? {
         roots
             .add(certificate)
             .map_err(|error| refuse(format!("has a certificate that cannot be used: {error}")))?;
@@ -65,9 +65,12 @@ pub(super) fn authorities(path: &Path) -> Result<RootCertStore, UsageError> {
     Ok(roots)
 }
 
-fn certificates(knob: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, UsageError> {
-    let text = read(knob, path)?;
-    CertificateDer::pem_slice_iter(&text)
+fn certificates(
+    knob: &str,
+    path: &Path,
+    text: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, UsageError> {
+    CertificateDer::pem_slice_iter(text)
         .collect::<Result<_, _>>()
         .map_err(|error| UsageError(format!("{knob}: {} is broken PEM: {error}", path.display())))
 }

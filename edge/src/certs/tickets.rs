@@ -38,7 +38,8 @@ struct TicketKey {
 }
 
 impl SharedTickets {
-    pub(super) fn read(path: &Path) -> Result<Self, UsageError> {
+    /// Reads the file at `path`. Tickets are good among edges with the same keys and the same `trust`.
+    pub(super) fn read(path: &Path, trust: &[u8]) -> Result<Self, UsageError> {
         let refuse =
             |reason: String| UsageError(format!("--tls-ticket-keys: {} {reason}", path.display()));
         let text = Zeroizing::new(read("--tls-ticket-keys", path)?);
@@ -48,7 +49,7 @@ impl SharedTickets {
             let key = BASE64_STANDARD.decode(line.trim()).map(Zeroizing::new).ok();
             let key = key
                 .filter(|key| KEY_BYTES.contains(&key.len()))
-                .and_then(|key| TicketKey::new(&key));
+                .and_then(|key| TicketKey::new(&key, trust));
             keys.push(key.ok_or_else(|| {
                 refuse(format!("has no key of 32 to 80 bytes in base64 at line {}", at + 1))
             })?);
@@ -98,11 +99,11 @@ impl SharedTickets {
 
 impl TicketKey {
     /// Name and cipher key from the key in the file, by HKDF (RFC 5869), which takes any length.
-    fn new(secret: &[u8]) -> Option<Self> {
+    fn new(secret: &[u8], trust: &[u8]) -> Option<Self> {
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"hawser session tickets").extract(secret);
         let (mut name, mut key) = ([0; NAME_BYTES], Zeroizing::new([0; 32]));
-        derived.expand(&[b"name"], Bytes(NAME_BYTES)).ok()?.fill(&mut name).ok()?;
-        derived.expand(&[b"key"], Bytes(key.len())).ok()?.fill(&mut key[..]).ok()?;
+        derived.expand(&[b"name", trust], Bytes(NAME_BYTES)).ok()?.fill(&mut name).ok()?;
+        derived.expand(&[b"key", trust], Bytes(key.len())).ok()?.fill(&mut key[..]).ok()?;
         let key = UnboundKey::new(&AES_256_GCM_SIV, &key[..]).ok()?;
         Some(Self { name, key: LessSafeKey::new(key) })
     }
@@ -150,10 +151,23 @@ mod tests {
         BASE64_STANDARD.encode(vec![byte; bytes]) + "\n"
     }
 
-    fn read_text(text: &str) -> Result<SharedTickets, String> {
+    fn read_trusting(text: &str, trust: &[u8]) -> Result<SharedTickets, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        SharedTickets::read(file.path()).map_err(|UsageError(sentence)| sentence)
+        SharedTickets::read(file.path(), trust).map_err(|UsageError(sentence)| sentence)
+    }
+
+    fn read_text(text: &str) -> Result<SharedTickets, String> {
+        read_trusting(text, b"")
+    }
+
+    #[test]
+    fn tickets_of_edges_with_other_rules_for_client_certificates_open_nothing() {
+        let edges = [b"required\0one", b"required\0two"];
+        let edges = edges.map(|trust| read_trusting(&line(1, 48), trust).unwrap());
+        let ticket = edges[0].seal(b"session", 1000).unwrap();
+        assert!(edges[0].open(&ticket, 1000).is_some());
+        assert!(edges[1].open(&ticket, 1000).is_none());
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) fn watch_every(
     knobs: TlsKnobs,
     on_change: impl FnMut(Loaded) + Send + 'static,
 ) -> Result<(Watcher, Loaded), UsageError> {
-    let loader = Loader::new()?;
+    let mut loader = Loader::new()?;
     // Before the files are read: a change in between is then seen as one.
     let seen = Fingerprint::of(&knobs);
     let loaded = loader.load(&knobs, now())?;

@@ -21,6 +21,10 @@ const SECRET_BYTES_MAX: usize = 48;
 /// Length of a nonce, in bytes, of all AEADs here.
 pub(super) const NONCE_BYTES: usize = 12;
 
+/// A key, with zeros behind it where the cipher's is shorter.
+type Key = [u8; KEY_BYTES_MAX];
+type Iv = [u8; NONCE_BYTES];
+
 /// The AEADs of the cipher suites that rustls offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cipher {
@@ -98,6 +102,14 @@ impl Secret {
             .map_err(|_| TlsError::Internal)
     }
 
+    /// Key and IV (RFC 8446 section 7.3).
+    fn keys(&self, cipher: Cipher) -> Result<(Key, Iv), TlsError> {
+        let (mut key, mut iv) = ([0; KEY_BYTES_MAX], [0; NONCE_BYTES]);
+        self.expand_label("key", &mut key[..cipher.algorithm().key_len()])?;
+        self.expand_label("iv", &mut iv)?;
+        Ok((key, iv))
+    }
+
     /// The secret after this one (RFC 8446 section 7.2).
     fn next(&self) -> Result<Self, TlsError> {
         let mut next = Self { bytes: [0; SECRET_BYTES_MAX], hash: self.hash };
@@ -124,8 +136,8 @@ impl KeyType for OutputBytes {
 pub(super) struct Direction {
     /// None in TLS 1.2, which has no key update.
     secret: Option<Secret>,
-    key: [u8; KEY_BYTES_MAX],
-    iv: [u8; NONCE_BYTES],
+    key: Key,
+    iv: Iv,
     cipher: Cipher,
     /// After `close_notify`.
     pub(super) closed: bool,
@@ -169,14 +181,21 @@ impl Direction {
         Ok(direction)
     }
 
+    /// Begins with a secret, and with AES-GCM as wide as the secret's hash.
+    pub(super) fn from_secret(secret: Secret, contexts: &mut Contexts) -> Result<Self, TlsError> {
+        let cipher = match secret.hash {
+            Hash::Sha256 => Cipher::Aes128Gcm,
+            Hash::Sha384 => Cipher::Aes256Gcm,
+        };
+        let (key, iv) = secret.keys(cipher)?;
+        let (id, secret) = (contexts.new_id(), Some(secret));
+        Ok(Self { secret, key, iv, cipher, closed: false, sequence: 0, id })
+    }
+
     /// The key is what the secret gives; true where there is no secret.
     fn follows_from_secret(&self) -> bool {
-        let Some(secret) = &self.secret else { return true };
-        let (mut key, mut iv) = ([0; KEY_BYTES_MAX], [0; NONCE_BYTES]);
-        let key_bytes = self.cipher.algorithm().key_len();
-        secret.expand_label("key", &mut key[..key_bytes]).is_ok()
-            && secret.expand_label("iv", &mut iv).is_ok()
-            && (key, iv) == (self.key, self.iv)
+        let keys = self.secret.as_ref().map(|secret| secret.keys(self.cipher));
+        keys.is_none_or(|keys| keys == Ok((self.key, self.iv)))
     }
 
     /// Moves to the next key (RFC 8446 section 7.2).
@@ -185,9 +204,7 @@ impl Direction {
     /// [`TlsError::KeysExhausted`] in TLS 1.2.
     pub(super) fn update(&mut self, contexts: &mut Contexts) -> Result<(), TlsError> {
         let secret = self.secret.as_ref().ok_or(TlsError::KeysExhausted)?.next()?;
-        let key_bytes = self.cipher.algorithm().key_len();
-        secret.expand_label("key", &mut self.key[..key_bytes])?;
-        secret.expand_label("iv", &mut self.iv)?;
+        (self.key, self.iv) = secret.keys(self.cipher)?;
         self.secret = Some(secret);
         self.sequence = 0;
         contexts.forget(self.id);
@@ -318,8 +335,9 @@ impl Contexts {
         let at = match set.iter().position(|place| place.is_of(id)) {
             Some(at) => at,
             None => {
-                set[WAYS - 1] = Place(Some((id, make()?)));
-                WAYS - 1
+                let free = set.iter().position(|place| place.0.is_none()).unwrap_or(WAYS - 1);
+                set[free] = Place(Some((id, make()?)));
+                free
             }
         };
         set[..=at].rotate_right(1);

@@ -84,13 +84,13 @@ fn client_of(config: ClientConfig) -> ClientConnection {
 }
 
 /// The server's end with its shard.
-struct Server {
+pub(crate) struct Server {
     tls: Tls,
     shared: Shared,
-    /// Items as text, data joined.
+    /// Items other than data, as text.
     said: Vec<String>,
     data: Vec<u8>,
-    info: Option<Info>,
+    pub(crate) info: Option<Info>,
 }
 
 impl Server {
@@ -98,12 +98,12 @@ impl Server {
         Self::with(world.shared())
     }
 
-    fn with(shared: Shared) -> Self {
+    pub(crate) fn with(shared: Shared) -> Self {
         Self { tls: Tls::accept(), shared, said: Vec::new(), data: Vec::new(), info: None }
     }
 
     /// Feeds `bytes` in inputs of `piece_bytes`.
-    fn take(&mut self, bytes: &[u8], piece_bytes: usize) -> Result<(), TlsError> {
+    pub(crate) fn take(&mut self, bytes: &[u8], piece_bytes: usize) -> Result<(), TlsError> {
         let mut bytes = bytes.to_vec();
         for piece in bytes.chunks_mut(piece_bytes.max(1)) {
             let mut at = 0;
@@ -126,7 +126,7 @@ impl Server {
         Ok(())
     }
 
-    fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         self.tls.seal(&mut self.shared, plaintext, &mut out).unwrap();
         assert!(!self.tls.wants_send(), "all that was due is out");
@@ -135,7 +135,7 @@ impl Server {
 }
 
 /// All that `client` has to send now.
-fn sent(client: &mut ClientConnection) -> Vec<u8> {
+pub(crate) fn sent(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut bytes).unwrap();
@@ -143,7 +143,7 @@ fn sent(client: &mut ClientConnection) -> Vec<u8> {
     bytes
 }
 
-fn give(client: &mut ClientConnection, mut bytes: &[u8]) -> Result<(), rustls::Error> {
+pub(crate) fn give(client: &mut ClientConnection, mut bytes: &[u8]) -> Result<(), rustls::Error> {
     while !bytes.is_empty() {
         client.read_tls(&mut bytes).unwrap();
         client.process_new_packets()?;
@@ -162,7 +162,12 @@ fn data_of(client: &mut ClientConnection) -> Vec<u8> {
 }
 
 /// Shakes hands with inputs of `piece_bytes`; what `client` says right behind its `Finished` is `early`.
-fn shake(server: &mut Server, client: &mut ClientConnection, early: &[u8], piece_bytes: usize) {
+pub(crate) fn shake(
+    server: &mut Server,
+    client: &mut ClientConnection,
+    early: &[u8],
+    piece_bytes: usize,
+) {
     let mut early = Some(early);
     while client.is_handshaking() || !server.tls.is_open() {
         let mut bytes = sent(client);
@@ -220,6 +225,42 @@ fn every_suite_shakes_hands_and_echoes() {
     }
     assert!(versions.iter().filter(|version| **version == Version::Tls12).count() == 3);
     assert!(versions.iter().filter(|version| **version == Version::Tls13).count() == 3);
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(byte).collect()
+}
+
+/// Both ends of the trace in RFC 8448 section 3, from the application traffic secrets on.
+#[test]
+fn the_records_of_rfc_8448_section_3_are_opened_and_sealed_as_they_stand_there() {
+    let client = hex("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5");
+    let server = hex("a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643");
+    let mut shared = World::new().shared();
+    let tls = Tls::from_secrets(&mut shared, &client, &server).unwrap();
+    let mut end = Server { tls, ..Server::with(shared) };
+    let data: Vec<u8> = (0..50).collect();
+    let said = hex(
+        "17 03 03 00 43 a2 3f 70 54 b6 2c 94 d0 af fa fe 82 28 ba 55 cb ef ac ea 42 f9 14 aa 66
+         bc ab 3f 2b 98 19 a8 a5 b4 6b 39 5b d5 4a 9a 20 44 1e 2b 62 97 4e 1f 5a 62 92 a2 97 70
+         14 bd 1e 3d ea e6 3a ee bb 21 69 49 15 e4
+         17 03 03 00 13 c9 87 27 60 65 56 66 b7 4d 7f f1 15 3e fd 6d b6 d0 b0 e3",
+    );
+    end.take(&said, 17).unwrap();
+    assert_eq!((end.data.clone(), end.said.clone()), (data.clone(), vec!["closed".to_owned()]));
+    // The first of the server's records is a ticket.
+    end.open().tx().set_sequence(1);
+    end.tls.close();
+    let heard = hex(
+        "17 03 03 00 43 2e 93 7e 11 ef 4a c7 40 e5 38 ad 36 00 5f c4 a4 69 32 fc 32 25 d0 5f 82
+         aa 1b 36 e3 0e fa f9 7d 90 e6 df fc 60 2d cb 50 1a 59 a8 fc c4 9c 4b f2 e5 f0 a2 1c 00
+         47 c2 ab f3 32 54 0d d0 32 e1 67 c2 95 5d
+         17 03 03 00 13 b5 8f d6 71 66 eb f5 99 d2 47 20 cf be 7e fa 7a 88 64 a9",
+    );
+    assert_eq!(end.seal(&data), heard);
+    assert!(Tls::from_secrets(&mut end.shared, &client[1..], &server).is_err());
 }
 
 #[test]

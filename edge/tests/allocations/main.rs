@@ -1,6 +1,8 @@
 //! A message on an open connection allocates nothing on its way through the edge once buffers circulate: counted
 //! by an allocator that counts, over the whole way from a client's bytes to the router's link and back.
 
+mod tls;
+
 use std::sync::Arc;
 
 use hawser_edge::config::Config;
@@ -116,7 +118,7 @@ impl Edge {
         ws::write_message(&mut unmasked, Opcode::Binary, &payload);
         let window_bits = self.deflates.then_some(WindowBits::MAX);
         Deflater::new(6, 0).deflate_message(&mut unmasked, 0, window_bits);
-        let (header, header_bytes) = read_header(&unmasked, true).unwrap().expect("a header");
+        let (header, header_bytes) = read_header(&unmasked, true).ok().flatten().expect("a header");
         let mut message = Vec::new();
         let payload = &unmasked[header_bytes..];
         ws::write_masked_message(&mut message, Opcode::Binary, payload, [1, 2, 3, 4]);
