@@ -19,10 +19,12 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 pub(crate) use self::outgoing::Outgoing;
+use self::outgoing::Unwritten;
 pub(crate) use self::session::{Identity, Note, SUBPROTOCOL, Session, code_name};
 use self::upgrade::{Key, UpgradeError};
 use crate::clock;
 use crate::front::Front;
+use crate::tls::TlsConnection;
 
 /// Longest message that is taken from a server, in bytes: above every limit that a server announces.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -55,6 +57,8 @@ pub(crate) struct Fleet {
     sockets_now: usize,
     open: usize,
     read_buffer: Box<[u8]>,
+    /// What was read, in plain, where the socket speaks TLS.
+    plain: Vec<u8>,
     pool: Pool,
     settings: Settings,
     nonces: fastrand::Rng,
@@ -64,10 +68,38 @@ struct Socket {
     stream: TcpStream,
     phase: Phase,
     out: Outgoing,
+    tls: Option<Box<Sealed>>,
     /// Which connect made it; a deadline of an older socket of the same client misses.
     connect: u64,
     /// Nothing is read from it.
     deaf: bool,
+}
+
+/// TLS on a socket, and what it has to say there.
+struct Sealed {
+    connection: TlsConnection,
+    out: Unwritten,
+}
+
+impl Sealed {
+    fn has_unwritten(&self) -> bool {
+        !self.out.is_empty() || self.connection.has_output()
+    }
+}
+
+impl Socket {
+    fn has_unwritten(&self) -> bool {
+        let sealed = self.tls.as_deref();
+        !self.out.is_empty() || sealed.is_some_and(Sealed::has_unwritten)
+    }
+
+    /// Writes as much as the socket takes.
+    fn write_out(&mut self) -> io::Result<()> {
+        let Some(sealed) = &mut self.tls else { return self.out.write_to(&mut self.stream) };
+        self.out.seal(&mut sealed.connection);
+        sealed.connection.take_output(&mut sealed.out.bytes);
+        sealed.out.write_to(&mut self.stream)
+    }
 }
 
 enum Phase {
@@ -98,6 +130,8 @@ pub(crate) enum Ending {
     /// No upgrade within ten seconds.
     OpeningTimeout,
     Upgrade(UpgradeError),
+    /// There is no TLS with this server, or no more.
+    Tls(rustls::Error),
     /// The server broke RFC 6455.
     Protocol(ProtocolError),
     /// End of stream without a Close frame.
@@ -117,6 +151,7 @@ impl fmt::Display for Ending {
             Self::Io(error) => write!(f, "{error}"),
             Self::OpeningTimeout => write!(f, "no upgrade within {OPENING_TIMEOUT:?}"),
             Self::Upgrade(error) => write!(f, "{error}"),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Protocol(error) => write!(f, "the server broke the protocol: {error}"),
             Self::Eof => f.write_str("the server ended the connection without a Close frame"),
             Self::Closed { code, reason } if reason.is_empty() => {
@@ -171,6 +206,7 @@ impl Fleet {
             sockets_now: 0,
             open: 0,
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            plain: Vec::new(),
             pool: Pool::default(),
             settings: Settings {
                 role: Role::Client,
@@ -197,8 +233,11 @@ impl Fleet {
         let (key, mut request) = (Key::new(self.nonces.u128(..)), Vec::new());
         upgrade::write_request(&mut request, target, self.subprotocol, key);
         let phase = Phase::Connecting { key, request };
+        let connection = target.tls.as_ref().map(|tls| tls.connect(&target.host, target.address));
+        let tls =
+            connection.map(|connection| Box::new(Sealed { connection, out: Unwritten::default() }));
         let out = Outgoing::new(self.nonces.u32(..));
-        self.sockets[client] = Some(Socket { stream, phase, out, connect, deaf: false });
+        self.sockets[client] = Some(Socket { stream, phase, out, tls, connect, deaf: false });
         self.sockets_now += 1;
         Ok(())
     }
@@ -292,7 +331,7 @@ impl Fleet {
                 Err(error) => return self.end(client, Ending::Io(error), handler),
             }
         }
-        if event.is_writable() && !socket.out.is_empty() {
+        if event.is_writable() && socket.has_unwritten() {
             self.unwritten.push(client);
         }
         if socket.deaf {
@@ -317,7 +356,7 @@ impl Fleet {
                 Ok(0) => ended = Some(Ending::Eof),
                 Ok(received) => {
                     received_any = true;
-                    ended = self.handle_received(client, &mut buffer[..received], handler).err();
+                    ended = self.open_received(client, &mut buffer[..received], handler).err();
                     emptied = received < buffer.len() && !to_the_end;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => emptied = true,
@@ -333,7 +372,7 @@ impl Fleet {
             if matches!(socket.phase, Phase::Open(_)) {
                 handler.handle_drained(clock::now(), client, &mut socket.out);
             }
-            if !socket.out.is_empty() {
+            if socket.has_unwritten() {
                 self.unwritten.push(client);
             }
         }
@@ -348,6 +387,26 @@ impl Fleet {
         for client in std::mem::take(&mut self.unread) {
             self.read(client, true, handler);
         }
+    }
+
+    /// Handles what was read, or with TLS what it says.
+    fn open_received(
+        &mut self,
+        client: usize,
+        received: &mut [u8],
+        handler: &mut impl Handler,
+    ) -> Result<(), Ending> {
+        let tls = self.sockets[client].as_mut().and_then(|socket| socket.tls.as_mut());
+        let Some(tls) = tls else { return self.handle_received(client, received, handler) };
+        let mut plain = std::mem::take(&mut self.plain);
+        let read = tls.connection.read(received, &mut plain).map_err(Ending::Tls);
+        let handled = match plain.is_empty() {
+            true => Ok(()),
+            false => self.handle_received(client, &mut plain, handler),
+        };
+        plain.clear();
+        self.plain = plain;
+        read.and(handled)
     }
 
     fn handle_received(
@@ -386,7 +445,7 @@ impl Fleet {
     fn write_out(&mut self, handler: &mut impl Handler) {
         for client in std::mem::take(&mut self.unwritten) {
             let Some(socket) = self.sockets[client].as_mut() else { continue };
-            if let Err(error) = socket.out.write_to(&mut socket.stream) {
+            if let Err(error) = socket.write_out() {
                 self.end(client, Ending::Io(error), handler);
             }
         }

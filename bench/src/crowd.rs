@@ -6,6 +6,7 @@
 //! evenly. Every failure is counted, and the first is told.
 
 mod later;
+mod misfits;
 mod places;
 mod session;
 
@@ -18,6 +19,7 @@ use hawser_edge::driver::{DIALER_SLOTS_MAX, Dialed, Dialer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use self::later::Later;
+pub(crate) use self::misfits::{MISFITS_MAX, Misfit, Misfits};
 use self::places::Places;
 pub(crate) use self::session::Speech;
 use self::session::{Phase, Session, Talk, Trouble, Who};
@@ -26,6 +28,7 @@ use crate::failure::Failure;
 use crate::front::Front;
 use crate::host;
 use crate::report::Latencies;
+use crate::tls::TlsConnection;
 
 /// From the connect to the answer of the upgrade, and from there to Welcome.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -69,6 +72,10 @@ pub(crate) struct Crowd {
     pub(crate) front: Front,
     places: Places,
     sessions: Vec<Session>,
+    /// Of those who speak TLS, by session; empty where nobody does.
+    tls: Vec<Option<Box<TlsConnection>>>,
+    /// What came, in plain.
+    plain: Vec<u8>,
     talk: Talk,
     random: fastrand::Rng,
     /// Sessions below have been connected at least once; those up to `wanted` want to be.
@@ -136,8 +143,7 @@ impl Crowd {
     pub(crate) fn new(plan: &CrowdPlan) -> Result<Self, Failure> {
         let limit = host::raise_descriptor_limit();
         let slots = limit.min(DIALER_SLOTS_MAX.into()).min(plan.sessions.into()).max(1) as u32;
-        let bell =
-            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        let bell = new_bell()?;
         let rings = plan.sessions.div_ceil(slots);
         let slots = plan.sessions.div_ceil(rings);
         let dialers = (0..rings)
@@ -155,6 +161,8 @@ impl Crowd {
             front: plan.front.clone(),
             places: Places::new(plan.front.first().address, rings, slots, plan.seed),
             sessions: vec![Session::default(); plan.sessions as usize],
+            tls: Vec::new(),
+            plain: Vec::new(),
             talk: Talk::new(plan.speech, plan.seed),
             random: fastrand::Rng::with_seed(plan.seed),
             fresh: 0,
@@ -201,8 +209,7 @@ impl Crowd {
         self.live -= 1;
         self.out.clear();
         self.talk.write_close(&mut self.out);
-        let (ring, slot) = self.places.slot(number);
-        self.dialers[ring].send(slot, &self.out);
+        self.say(number);
         self.await_answer(now_ms, who);
         true
     }
@@ -287,30 +294,9 @@ impl Crowd {
         self.ping_due(now_ms);
         let events = self.run_rings()?;
         if events < EVENTS_WORTH_A_TURN {
-            self.sleep(events > 0, until)?;
+            sleep(&self.bell, &mut self.dialers, events > 0, until)?;
         }
         Ok(())
-    }
-
-    /// Rests without listening when something is going on; else until the bell rings or it is time for something.
-    fn sleep(&mut self, is_busy: bool, until: Instant) -> io::Result<()> {
-        let longest = if is_busy { REST } else { SLEEP_MAX };
-        let wait = until.saturating_duration_since(clock::now()).min(longest);
-        let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as _ };
-        let polled = if is_busy {
-            poll(&mut [], Some(&wait))
-        } else {
-            // What rang it has been seen, or is seen now: rings are looked at after it is reset.
-            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-            if self.dialers.iter_mut().any(Dialer::has_work) {
-                return Ok(());
-            }
-            poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], Some(&wait))
-        };
-        match polled {
-            Err(error) if error != rustix::io::Errno::INTR => Err(error.into()),
-            _ => Ok(()),
-        }
     }
 
     fn connect_ready(&mut self, now_ms: u32) {
@@ -342,6 +328,12 @@ impl Crowd {
         self.out.clear();
         let target = self.front.pick();
         self.talk.write_request(who, target, &mut self.out);
+        if let Some(tls) = &target.tls {
+            self.tls.resize_with(self.sessions.len(), || None);
+            let tls = self.tls[number as usize]
+                .insert(Box::new(tls.connect(&target.host, target.address)));
+            seal(tls, &mut self.out);
+        }
         let (ring, slot) = self.places.slot(number);
         self.dialers[ring].aim(target.address);
         let source = self.places.source(number, who.connect);
@@ -409,8 +401,7 @@ impl Crowd {
         session.pinged = true;
         self.out.clear();
         self.talk.write_ping(who, &mut self.out);
-        let (ring, slot) = self.places.slot(number);
-        self.dialers[ring].send(slot, &self.out);
+        self.say(number);
     }
 
     fn run_rings(&mut self) -> io::Result<usize> {
@@ -435,10 +426,13 @@ impl Crowd {
                     let Session { connect, life, phase: before, .. } = *session;
                     let who = Who { number, connect, life };
                     self.out.clear();
-                    let heard = self.talk.hear(who, session, bytes, &mut self.out);
-                    if !self.out.is_empty() {
-                        self.dialers[ring].send(slot, &self.out);
-                    }
+                    let tls = self.tls.get_mut(number as usize).and_then(Option::as_mut);
+                    let heard = match open(tls, bytes, &mut self.plain) {
+                        Ok([]) => Ok(()),
+                        Ok(plain) => self.talk.hear(who, session, plain, &mut self.out),
+                        Err(trouble) => Err(trouble),
+                    };
+                    self.say(number);
                     self.note_heard(number, before, heard);
                 }
                 Dialed::Refused { slot, errno } => {
@@ -451,6 +445,17 @@ impl Crowd {
             }
         }
         Ok(EVENTS_A_RING)
+    }
+
+    /// Sends what lies in `out` on a session's connection.
+    fn say(&mut self, number: u32) {
+        if let Some(tls) = self.tls.get_mut(number as usize).and_then(Option::as_mut) {
+            seal(tls, &mut self.out);
+        }
+        if !self.out.is_empty() {
+            let (ring, slot) = self.places.slot(number);
+            self.dialers[ring].send(slot, &self.out);
+        }
     }
 
     fn note_heard(&mut self, number: u32, before: Phase, heard: Result<(), Trouble>) {
@@ -507,6 +512,9 @@ impl Crowd {
         }
         let session = &mut self.sessions[number as usize];
         self.talk.forget(who, session);
+        if let Some(tls) = self.tls.get_mut(number as usize) {
+            *tls = None;
+        }
         session.phase = Phase::Closing;
         session.attempts = session.attempts.saturating_add(1);
         let port_taken = matches!(trouble, Trouble::Refused(errno)
@@ -553,6 +561,32 @@ impl Crowd {
     }
 }
 
+/// What all rings of a thread ring.
+fn new_bell() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)
+}
+
+/// Rests without listening when something is going on; else until the bell rings or it is time for something.
+fn sleep(bell: &OwnedFd, dialers: &mut [Dialer], is_busy: bool, until: Instant) -> io::Result<()> {
+    let longest = if is_busy { REST } else { SLEEP_MAX };
+    let wait = until.saturating_duration_since(clock::now()).min(longest);
+    let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as _ };
+    let polled = if is_busy {
+        poll(&mut [], Some(&wait))
+    } else {
+        // What rang it has been seen, or is seen now: rings are looked at after it is reset.
+        let _ = rustix::io::read(bell, &mut [0; 8]);
+        if dialers.iter_mut().any(Dialer::has_work) {
+            return Ok(());
+        }
+        poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&wait))
+    };
+    match polled {
+        Err(error) if error != rustix::io::Errno::INTR => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// How long a session stays away after so many attempts in a row, this one counted: what the server asked for and
 /// up to half of it more, or a random part of what doubles with each attempt.
 fn pause(attempts: u8, trouble: &Trouble, random: &mut fastrand::Rng) -> Duration {
@@ -562,6 +596,27 @@ fn pause(attempts: u8, trouble: &Trouble, random: &mut fastrand::Rng) -> Duratio
     let doublings = u32::from(attempts.saturating_sub(1).min(16));
     let longest = (PAUSE_MIN * 2_u32.pow(doublings)).min(PAUSE_MAX);
     longest.mul_f64(0.2 + 0.8 * random.f64())
+}
+
+/// What came on a connection, in plain.
+fn open<'a>(
+    tls: Option<&mut Box<TlsConnection>>,
+    bytes: &'a mut [u8],
+    plain: &'a mut Vec<u8>,
+) -> Result<&'a mut [u8], Trouble> {
+    let Some(tls) = tls else { return Ok(bytes) };
+    plain.clear();
+    tls.read(bytes, plain).map_err(Trouble::Tls)?;
+    Ok(plain)
+}
+
+/// Turns what is to be said into what goes over the wire.
+fn seal(tls: &mut TlsConnection, out: &mut Vec<u8>) {
+    if !out.is_empty() {
+        tls.write(out);
+        out.clear();
+    }
+    tls.take_output(out);
 }
 
 fn pause_asked(asked: Duration, random: &mut fastrand::Rng) -> Duration {

@@ -2,9 +2,10 @@
 //!
 //! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
 //! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `storm` (how soon are all
-//! back), `drain` (how evenly does an edge let its clients go), `slow` (what do clients cost that stop reading), `soak` (does coming and going leave anything behind), `plot`
-//! (draw what others have reported), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was
-//! found, 2 the target is out of reach, 64 wrong usage.
+//! back), `drain` (how evenly does an edge let its clients go), `slow` (what do clients cost that stop reading), `flood`
+//! (whom do bad handshakes hurt), `soak` (does coming and going leave anything behind), `plot` (draw what others have
+//! reported), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of
+//! reach, 64 wrong usage.
 #![forbid(unsafe_code)]
 
 mod checker;
@@ -19,6 +20,7 @@ mod processes;
 mod report;
 mod scenario;
 mod target;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -26,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::scenario::{
-    Outcome, Stop, chat, crash, drain, echo, idle, listen, send, slow, soak, storm,
+    Outcome, Stop, chat, crash, drain, echo, flood, idle, listen, send, slow, soak, storm,
 };
 
 #[derive(Debug, Parser)]
@@ -56,6 +58,8 @@ enum Command {
     Drain(drain::DrainArgs),
     /// What do clients cost that stop reading, and whom do they hurt?
     Slow(slow::SlowArgs),
+    /// What does a flood of bad handshakes do to those who talk?
+    Flood(flood::FloodArgs),
     /// Does memory grow when clients come and go?
     Soak(soak::SoakArgs),
     /// Draw the reports of earlier runs
@@ -96,6 +100,7 @@ fn run(command: &Command) -> Result<bool, Failure> {
         Command::Storm(args) => (storm::run(args, &stop)?, args.output),
         Command::Drain(args) => (drain::run(args, &stop)?, args.output),
         Command::Slow(args) => (slow::run(args, &stop)?, args.output),
+        Command::Flood(args) => (flood::run(args, &stop)?, args.output),
         Command::Soak(args) => (soak::run(args, &stop)?, args.output),
     };
     let Outcome { report, is_good } = outcome;

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +19,7 @@ use crate::front::Front;
 use crate::host;
 use crate::scenario::Stop;
 use crate::target::Target;
+use crate::tls::{Issued, TlsClients};
 
 /// From the start of a server to a healthy answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,6 +48,8 @@ pub(crate) struct Plan {
     pub connections_max: usize,
     /// Over which an edge sends its clients away when it is told to leave; absent: its default.
     pub drain_window: Option<Duration>,
+    /// The edges speak TLS; of a hundred connects of their clients so many resume a session.
+    pub tls_resume_percent: Option<u32>,
     pub shards: Option<usize>,
     pub echo_path: Option<&'static str>,
     /// Where the temporary folder is made.
@@ -77,6 +81,7 @@ pub(crate) struct Servers {
     /// At least one.
     pub edges: Vec<Server>,
     pub router: Option<Server>,
+    tls: Option<Arc<TlsClients>>,
     /// Type of the filesystem that holds the router's data.
     pub data_filesystem: String,
     /// Last, so that it goes after the processes that write to it.
@@ -103,6 +108,18 @@ impl Servers {
             plan.configure(&mut edge);
             edges.push(edge);
         }
+        let tls = plan.tls_resume_percent.map(|percent| -> Result<_, Failure> {
+            let issued = Issued::new(folder.path())?;
+            for edge in &mut edges {
+                edge.set_flag("--tls-cert", issued.cert.display());
+                edge.set_flag("--tls-key", issued.key.display());
+                // What one sealed another one opens, and the same one after a restart.
+                edge.set_flag("--tls-ticket-keys", issued.ticket_keys.display());
+            }
+            TlsClients::trusting([issued.authority], percent)
+                .map_err(|error| Failure::Broken(format!("TLS: {error}")))
+        });
+        let tls = tls.transpose()?;
         let mut router = None;
         if plan.router {
             let (listen, admin) = (port()?, port()?);
@@ -125,12 +142,14 @@ impl Servers {
             Some(folder)
         };
         let data_filesystem = host::filesystem_of(&plan.folder);
-        Ok(Self { edges, router, data_filesystem, _folder: folder })
+        Ok(Self { edges, router, tls, data_filesystem, _folder: folder })
     }
 
     /// Where clients connect to: the edges in order.
     pub(crate) fn front(&self, path: &str) -> Front {
-        Front::new(self.edges.iter().map(|edge| Target::local(edge.listen, path)))
+        let target =
+            |edge: &Server| Target { tls: self.tls.clone(), ..Target::local(edge.listen, path) };
+        Front::new(self.edges.iter().map(target))
     }
 
     /// The processes that run, the edges first.

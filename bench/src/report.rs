@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checker::Verdict;
+use crate::crowd::Misfit;
 use crate::host::{self, Machine};
 
 /// Longest latency that is told apart, in microseconds: ten minutes.
@@ -60,6 +61,15 @@ pub(crate) struct Report {
     /// CPU of all processes until the last session was in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_cpu_us_per_connection: Option<Value>,
+    /// TLS handshakes for a second of the edge's CPU, accept, upgrade and registration of each counted in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshakes_per_cpu_second: Option<f64>,
+    /// Of these handshakes, the part that resumed a session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_share: Option<f64>,
+    /// Version, cipher suite and key exchange.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_cpu_us_per_connection_second: Option<f64>,
     /// Pings answered while idle.
@@ -79,6 +89,8 @@ pub(crate) struct Report {
     pub churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow: Option<Slow>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub flooded: Option<Flooded>,
     /// Others that were connected and pinged meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<usize>,
@@ -124,6 +136,9 @@ impl Report {
             kernel_bytes_per_connection: None,
             memory: None,
             connect_cpu_us_per_connection: None,
+            handshakes_per_cpu_second: None,
+            resumed_share: None,
+            tls: None,
             idle_cpu_us_per_connection_second: None,
             pongs: None,
             shards: None,
@@ -133,6 +148,7 @@ impl Report {
             drained: None,
             churn: None,
             slow: None,
+            flooded: None,
             idle_connections: None,
             drains: None,
             kills: None,
@@ -258,6 +274,28 @@ pub(crate) struct Slow {
     pub closed_by_reason: BTreeMap<String, u64>,
 }
 
+/// What a flood of bad handshakes did to those who talked.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Flooded {
+    /// 99th percentile of all windows with the flood, over that of all without.
+    pub p99_ratio: Option<f64>,
+    pub latency_ms_calm: Option<LatencyMs>,
+    pub latency_ms_flooded: Option<LatencyMs>,
+    pub misfits: Misfit,
+    /// In their order.
+    pub windows: Vec<FloodWindow>,
+}
+
+/// One of its windows.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct FloodWindow {
+    /// With the flood.
+    pub is_on: bool,
+    pub latency_ms: Option<LatencyMs>,
+    pub edge_cores: f64,
+    pub bench_cores: f64,
+}
+
 /// How long something took.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Seconds {
@@ -324,6 +362,12 @@ impl Latencies {
 
     pub(crate) fn record(&mut self, latency: Duration) {
         self.0.saturating_record((latency.as_micros() as u64).max(1));
+    }
+
+    /// Takes in what others recorded.
+    pub(crate) fn add(&mut self, others: &Self) {
+        let added = self.0.add(&others.0);
+        debug_assert!(added.is_ok(), "all have the same bounds");
     }
 
     /// How many were recorded.

@@ -6,6 +6,7 @@ pub(crate) mod crash;
 mod crowded;
 pub(crate) mod drain;
 pub(crate) mod echo;
+pub(crate) mod flood;
 mod hand;
 pub(crate) mod idle;
 pub(crate) mod listen;
@@ -30,7 +31,7 @@ use crate::failure::Failure;
 use crate::front::Front;
 use crate::host;
 use crate::processes::{Plan, Servers};
-use crate::report::Report;
+use crate::report::{Report, rounded};
 use crate::target::Target;
 
 /// Path on which an edge of ours speaks the client protocol.
@@ -109,6 +110,17 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "URL")]
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// Clients speak TLS; a running server is told to by its wss:// URL
+    #[arg(long, conflicts_with = "target")]
+    pub tls: bool,
+    /// With TLS: of a hundred connects so many resume an earlier session, once there are tickets
+    #[arg(long, value_name = "PERCENT", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub tls_resume: u32,
+    /// PEM file with whom clients trust at a wss:// URL; absent: every certificate is taken
+    #[arg(long, value_name = "FILE", requires = "target")]
+    #[serde(skip)]
+    pub tls_ca: Option<PathBuf>,
     /// Processes of the running server whose CPU is counted
     #[arg(long, value_name = "PID", num_args = 1.., requires = "target")]
     #[serde(skip)]
@@ -168,13 +180,15 @@ impl ServerFlags {
                 host::cpu_time(*pid)
                     .map_err(|error| Failure::Usage(format!("--pid: process {pid}: {error}")))?;
             }
-            let front = target.clone().into();
+            let target = target.trusting(self.tls_ca.as_deref(), self.tls_resume)?;
+            let front = target.into();
             return Ok(Served { front, pids: self.pid.clone(), edges: 1, servers: None });
         }
         let mut plan = Plan {
             router: true,
             edges: 1,
             drain_window: None,
+            tls_resume_percent: self.tls.then_some(self.tls_resume),
             // Connections that broke may not be gone yet when their successors come.
             connections_max: 2 * connections + 64,
             shards: self.shards.map(|shards| shards as usize),
@@ -189,7 +203,43 @@ impl ServerFlags {
     }
 }
 
+/// TLS handshakes at one instant, and the CPU of the edges.
+#[derive(Clone, Copy, Debug)]
+struct Handshakes {
+    all: u64,
+    resumed: u64,
+    edge_cpu: Duration,
+}
+
 impl Served {
+    /// CPU that the edges have used; of a server that is not Hawser's, all of its processes.
+    fn edge_cpu(&self) -> Duration {
+        let edges = self.pids.iter().take(self.edges);
+        edges.filter_map(|pid| host::cpu_time(*pid).ok()).sum()
+    }
+
+    /// Where handshakes stand now.
+    fn handshakes(&self) -> Handshakes {
+        let tls = self.front.first().tls.as_ref();
+        let (all, resumed) = tls.map_or((0, 0), |tls| tls.handshakes());
+        Handshakes { all, resumed, edge_cpu: self.edge_cpu() }
+    }
+
+    /// Fills in what TLS handshakes since `before` took of the edges' CPU. The accept, the upgrade and a session's
+    /// registration are counted in.
+    fn report_handshakes(&self, before: &Handshakes, report: &mut Report) {
+        let Some(tls) = &self.front.first().tls else { return };
+        let now = self.handshakes();
+        let (handshakes, resumed) = (now.all - before.all, now.resumed - before.resumed);
+        let cpu = now.edge_cpu.saturating_sub(before.edge_cpu);
+        if !cpu.is_zero() {
+            let per_second = handshakes as f64 / cpu.as_secs_f64();
+            report.handshakes_per_cpu_second = Some(rounded(per_second));
+        }
+        report.resumed_share = Some(rounded(resumed as f64 / handshakes.max(1) as f64));
+        report.tls = tls.agreed();
+    }
+
     /// Fails when an own server ended by itself.
     fn check_alive(&mut self) -> Result<(), Failure> {
         self.servers.as_mut().map_or(Ok(()), Servers::check_alive)

@@ -109,7 +109,7 @@ fn idle_tells_memory_and_cpu_of_full_sessions_that_ping() {
 
 #[test]
 fn idle_holds_bare_web_sockets_of_any_server() {
-    let hawser = Hawser::start_with(&["--echo-path", "/echo"]);
+    let hawser = Hawser::start_with(&[["--echo-path", "/echo"]]);
     let target = format!("ws://{}/echo", hawser.edge_address);
     let pid = hawser.edge.as_ref().unwrap().child.id().to_string();
     let args = ["idle", "--session", "ws", "--connections", "300", "--ping-interval", "1s"];
@@ -169,6 +169,80 @@ fn nothing_is_lost_while_edges_leave_in_turn() {
 }
 
 #[test]
+fn nothing_is_lost_over_tls_while_edges_leave_in_turn() {
+    let pairs = ["chat", "--pairs", "10", "--rate", "200", "--seconds", "5", "--warmup", "0"];
+    let edges = ["--edges", "2", "--drain-every", "1s", "--drain-window", "1s"];
+    let report = report(&[&pairs[..], &edges, &["--tls", "--tls-resume", "100"]].concat());
+    assert_sound(&report);
+    assert!(report["drains"].as_u64() >= Some(2), "{report}");
+    assert!(report["traffic"]["sent_away"].as_u64() >= Some(20), "{report}");
+}
+
+#[test]
+fn a_crowd_speaks_tls_and_comes_back_with_tickets() {
+    let args = ["storm", "--connections", "600", "--connecting-max", "64", "--cut", "clients"];
+    let report = report(&[&args[..], &["--tls", "--tls-resume", "100"]].concat());
+    assert_recovered(&report, 600);
+    assert!(report["resumed_share"].as_f64() > Some(0.9), "{report}");
+    assert!(report["handshakes_per_cpu_second"].as_f64() > Some(0.0), "{report}");
+    assert!(report["tls"].as_str().is_some_and(|tls| tls.starts_with("TLSv1_3 ")), "{report}");
+}
+
+#[test]
+fn an_edge_lets_clients_go_to_another_one_over_tls() {
+    let args = ["drain", "--connections", "500", "--shards", "2", "--window", "2s", "--tls"];
+    let report = report(&args);
+    assert_eq!((&report["connections"], &report["errors"]), (&500.into(), &0.into()), "{report}");
+    assert_eq!((&report["gone"], &report["ended_well"]), (&500.into(), &true.into()), "{report}");
+    assert_eq!(report["resumed_share"], 0.0, "{report}");
+}
+
+#[test]
+fn a_server_with_tls_is_measured_by_its_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let [cert, private] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    fs::write(&cert, key.cert.pem()).unwrap();
+    fs::write(&private, key.signing_key.serialize_pem()).unwrap();
+    let [cert, private] = [cert, private].map(|path| path.to_str().unwrap().to_owned());
+    let hawser = Hawser::start_with(&[
+        ["--echo-path", "/echo"],
+        ["--tls-cert", &cert],
+        ["--tls-key", &private],
+    ]);
+    let target = format!("wss://{}/echo", hawser.edge_address);
+    let echo = ["echo", "--connections", "4", "--seconds", "1", "--target", &target];
+    let bulk = ["--payload-bytes", "65536", "--in-flight", "2"];
+    for more in [&["--tls-ca", &cert][..], &bulk] {
+        let report = report(&[&echo[..], more].concat());
+        assert_eq!((&report["connections"], &report["errors"]), (&4.into(), &0.into()), "{report}");
+        assert!(report["messages"].as_u64() > Some(100), "{report}");
+    }
+    let output = bench(&["listen", "--as", "bob", "--target", &target]).output().unwrap();
+    assert_eq!(output.status.code(), Some(64), "a token needs a server to trust: {output:?}");
+    let plain = format!("ws://{}/echo", hawser.edge_address);
+    let output = bench(&["echo", "--target", &plain]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn bad_handshakes_are_thrown_at_an_edge_while_others_talk() {
+    let args = ["flood", "--pairs", "5", "--rate", "100", "--handshakes", "500", "--rounds", "1"];
+    for tls in [&[][..], &["--tls"]] {
+        let report = report(&[&args[..], &["--seconds", "2"], tls].concat());
+        assert_sound(&report);
+        let misfits = &report["misfits"];
+        let count = |what: &str| misfits[what].as_u64().unwrap();
+        assert!((900..=1_800).contains(&count("begun")), "{report}");
+        // All are answered but those who are half through.
+        assert!(count("answered") >= count("begun") * 3 / 4, "{report}");
+        assert_eq!((count("refused"), count("skipped")), (0, 0), "{report}");
+        assert!(report["p99_ratio"].is_f64(), "{report}");
+        assert_eq!(report["windows"].as_array().map(Vec::len), Some(2), "{report}");
+    }
+}
+
+#[test]
 fn coming_and_going_is_counted_and_its_memory_compared() {
     let report = report(&["soak", "--connections", "300", "--churn", "200", "--seconds", "3"]);
     assert_eq!((&report["connections"], &report["errors"]), (&300.into(), &0.into()), "{report}");
@@ -192,18 +266,34 @@ fn clients_that_stop_reading_lose_nothing_and_hurt_nobody() {
 #[test]
 fn an_idle_connection_stays_within_its_budget() {
     const EDGE_BYTES_MAX: f64 = 256.0;
-    let edge_bytes = |connections: &str| {
-        let report =
-            report(&["idle", "--connections", connections, "--hold", "0", "--shards", "1"]);
+    let least = edge_bytes_each(2_000, 10_000, &[]);
+    assert!(least <= EDGE_BYTES_MAX, "{least:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
+}
+
+/// The gate: what TLS may cost an idle connection of the edge beside what it costs anyway.
+#[test]
+fn tls_on_an_idle_connection_stays_within_its_budget() {
+    const TLS_BYTES_MAX: f64 = 1024.0;
+    let [plain, tls] = [&[][..], &["--tls"]].map(|tls| edge_bytes_each(1_000, 5_000, tls));
+    let more = tls - plain;
+    assert!(more <= TLS_BYTES_MAX, "TLS takes {more:.0} B, the budget is {TLS_BYTES_MAX}");
+}
+
+/// Bytes of the edge for each idle connection, from the difference between few and many: what an edge takes without
+/// connections falls out. How many buffers happened to be in use at once does not, and only adds: the least of three
+/// is taken.
+fn edge_bytes_each(few: u32, many: u32, flags: &[&str]) -> f64 {
+    let edge_bytes = |connections: u32| {
+        let connections = connections.to_string();
+        let args = ["idle", "--connections", &connections, "--hold", "0", "--shards", "1"];
+        let report = report(&[&args[..], flags].concat());
         assert_eq!(report["errors"], 0, "{report}");
         report["memory"]["edge_user_bytes"].as_f64().unwrap()
     };
-    // The difference: what an edge takes without connections falls out. How many buffers happened to be in use at once
-    // does not, and only adds: the least of three is looked at.
-    let tries = (0..3).map(|_| (edge_bytes("10000") - edge_bytes("2000")) / 8_000.0);
-    let each = tries.inspect(|each| println!("{each:.0} B a connection"));
-    let least = each.fold(f64::INFINITY, f64::min);
-    assert!(least <= EDGE_BYTES_MAX, "{least:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
+    let each = || (edge_bytes(many) - edge_bytes(few)) / f64::from(many - few);
+    let tries = (0..3).map(|_| each());
+    let tries = tries.inspect(|each| println!("{flags:?}: {each:.0} B a connection"));
+    tries.fold(f64::INFINITY, f64::min)
 }
 
 #[test]
@@ -247,7 +337,7 @@ fn a_listener_goes_on_after_the_edge_was_killed() {
 
 #[test]
 fn wrong_usage_names_the_flag_and_ends_with_64() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["chat", "--pairs", "0"], "--pairs"),
         (&["chat", "--frob"], "--frob"),
         (&["echo", "--target", "http://127.0.0.1/"], "--target"),
@@ -256,6 +346,7 @@ fn wrong_usage_names_the_flag_and_ends_with_64() {
         (&["storm", "--target", "ws://127.0.0.1:1/"], "--cut"),
         (&["drain", "--target", "ws://127.0.0.1:1/"], "--target"),
         (&["chat", "--drain-every", "1s"], "--drain-every"),
+        (&["echo", "--target", "ws://127.0.0.1:1/", "--tls"], "--tls"),
         (&["send", "--as", "alice", "x"], "--to"),
         (&["crash", "--seconds-max", "soon"], "--seconds-max"),
     ];
@@ -401,7 +492,7 @@ struct Hawser {
     edge_address: SocketAddr,
     router_address: SocketAddr,
     router_admin: SocketAddr,
-    edge_flags: &'static [&'static str],
+    edge_flags: Vec<String>,
     edge: Option<Run>,
     router: Option<Run>,
     runs: std::cell::Cell<usize>,
@@ -413,9 +504,9 @@ impl Hawser {
     }
 
     /// The edge gets these flags besides.
-    fn start_with(edge_flags: &'static [&'static str]) -> Self {
+    fn start_with(edge_flags: &[[&str; 2]]) -> Self {
         let mut hawser = Self {
-            edge_flags,
+            edge_flags: edge_flags.concat().into_iter().map(str::to_owned).collect(),
             folder: tempfile::tempdir().unwrap(),
             edge_address: free_address(),
             router_address: free_address(),
@@ -457,7 +548,7 @@ impl Hawser {
         command.args(["--admin", "127.0.0.1:0", "--listen", &self.edge_address.to_string()]);
         command.args(["--dev-auth", "--router", &self.router_address.to_string()]);
         // A client that comes while the router is away is told so soon.
-        command.args(["--connect-timeout", "1s"]).args(self.edge_flags);
+        command.args(["--connect-timeout", "1s"]).args(&self.edge_flags);
         self.edge = Some(self.listening(command, "edge", self.edge_address));
     }
 

@@ -5,16 +5,17 @@ use std::io::{self, Write};
 use hawser_edge::ws::Opcode;
 use hawser_edge::ws::encoder::write_masked_message;
 
+use crate::tls::TlsConnection;
+
 /// Frames of one client on their way to its socket, masked.
 ///
 /// Bounded by what the client may have in flight: scenarios stop sending when answers stay away.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    bytes: Vec<u8>,
-    written: usize,
+    frames: Unwritten,
     /// Counts up: a proxy cannot be attacked by a load client, so the mask needs no strong source.
     mask_key: u32,
-    /// A Close frame is in `bytes`, or was; nothing may follow it.
+    /// A Close frame is in `frames`, or was; nothing may follow it.
     closed: bool,
 }
 
@@ -46,19 +47,54 @@ impl Outgoing {
 
     /// Nothing waits to be written.
     pub(crate) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.frames.is_empty()
     }
 
     /// The bytes themselves, for the upgrade request.
     pub(crate) fn raw(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        &mut self.frames.bytes
     }
 
     fn push_frame(&mut self, opcode: Opcode, payload: &[u8]) {
         if !self.closed {
             self.mask_key = self.mask_key.wrapping_add(0x9e37_79b9);
-            write_masked_message(&mut self.bytes, opcode, payload, self.mask_key.to_ne_bytes());
+            write_masked_message(
+                &mut self.frames.bytes,
+                opcode,
+                payload,
+                self.mask_key.to_ne_bytes(),
+            );
         }
+    }
+
+    /// Writes as much as `socket` takes now; what is left waits for it to become writable.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub(crate) fn write_to(&mut self, socket: &mut impl Write) -> io::Result<()> {
+        self.frames.write_to(socket)
+    }
+
+    /// Gives all of it to `tls` instead.
+    pub(crate) fn seal(&mut self, tls: &mut TlsConnection) {
+        if !self.is_empty() {
+            tls.write(&self.frames.bytes);
+            self.frames.bytes.clear();
+        }
+    }
+}
+
+/// Bytes on their way to a socket.
+#[derive(Debug, Default)]
+pub(crate) struct Unwritten {
+    pub(crate) bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Unwritten {
+    /// Nothing waits to be written.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Writes as much as `socket` takes now; what is left waits for it to become writable.

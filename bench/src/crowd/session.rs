@@ -99,6 +99,8 @@ pub(super) enum Trouble {
     /// The connection broke; 0 is the end of the stream.
     Lost(i32),
     Upgrade(UpgradeError),
+    /// There is no TLS with this server, or no more.
+    Tls(rustls::Error),
     /// The server broke RFC 6455.
     Protocol(ProtocolError),
     /// The server closed with this code.
@@ -134,7 +136,7 @@ impl Trouble {
             Self::Upgrade(UpgradeError::Status { code, .. }) => *code == 503,
             Self::Closed(code, _) => matches!(code, 1001 | 1012 | 1013),
             Self::Error { retryable, .. } => *retryable,
-            Self::Upgrade(_) | Self::Protocol(_) | Self::Nonsense(_) => false,
+            Self::Upgrade(_) | Self::Tls(_) | Self::Protocol(_) | Self::Nonsense(_) => false,
         }
     }
 }
@@ -147,6 +149,7 @@ impl fmt::Display for Trouble {
             Self::Lost(0) => f.write_str("the server ended the connection without a Close frame"),
             Self::Lost(errno) => write!(f, "{}", system(errno)),
             Self::Upgrade(error) => write!(f, "{error}"),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Protocol(error) => write!(f, "the server broke the protocol: {error}"),
             Self::Closed(code, reason) => write!(f, "the server closed with {code} ({reason})"),
             Self::Error { code, message, .. } => write!(f, "{code}: {message}"),

@@ -136,10 +136,11 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.data_filesystem = served.servers.as_ref().map(|servers| servers.data_filesystem.clone());
     let mut progress = Progress::new();
 
-    let connecting = clock::now();
+    let (connecting, handshakes) = (clock::now(), served.handshakes());
     connect(&mut pairs, &mut fleet, stop)?;
     let connected = clock::now();
     report.connections = pairs.live;
+    served.report_handshakes(&handshakes, &mut report);
     let connecting_seconds = (connected - connecting).as_secs_f64();
     report.connects_per_second = Some(rounded(clients as f64 / connecting_seconds));
 

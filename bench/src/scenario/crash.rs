@@ -94,6 +94,7 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
         edges: 1,
         connections_max: 2 * clients + 64,
         drain_window: None,
+        tls_resume_percent: None,
         shards: args.shards.map(|shards| shards as usize),
         echo_path: None,
         folder: args.folder.clone().unwrap_or_else(std::env::temp_dir),

@@ -100,7 +100,7 @@ impl Crowded {
         progress: &mut Progress,
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let before = self.usage()?;
+        let (before, handshakes) = (self.usage()?, self.served.handshakes());
         let began = clock::now();
         let connected = connect_all(&mut self.crowd, connections, stop, |now, crowd| {
             progress.show(now, || {
@@ -118,6 +118,7 @@ impl Crowded {
         report.connects_per_second = Some(rounded(self.crowd.live as f64 / seconds));
         report.connect_cpu_us_per_connection =
             Some(before.cpu_until(&after, self.crowd.live as f64));
+        self.served.report_handshakes(&handshakes, report);
         Ok(())
     }
 

@@ -98,10 +98,11 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
     });
     let idle = idle.transpose()?;
 
-    let began = clock::now();
+    let (began, handshakes) = (clock::now(), served.handshakes());
     connect(&mut fleet, &mut echo, connections, stop)?;
     let connected = clock::now();
     report.connections = fleet.open();
+    served.report_handshakes(&handshakes, &mut report);
     let connecting_seconds = (connected - began).as_secs_f64();
     report.connects_per_second = Some(rounded(connections as f64 / connecting_seconds));
 

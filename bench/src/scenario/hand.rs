@@ -1,5 +1,6 @@
 //! One client for hands: what `send` and `listen` share. It connects again by itself and says plainly what goes on.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -29,6 +30,9 @@ pub(super) struct HandFlags {
     /// WebSocket URL of an edge
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/ws")]
     target: Target,
+    /// PEM file with whom to trust at a wss:// URL, which needs it
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
     /// Who you are; with an edge in --dev-auth also the token
     #[arg(long = "as", value_name = "USER", value_parser = user)]
     user: String,
@@ -77,23 +81,30 @@ pub(super) struct Hand<E> {
 }
 
 impl<E: Errand> Hand<E> {
-    pub(super) fn new(flags: &HandFlags, device: &str, errand: E) -> Self {
+    /// # Errors
+    /// When it is not told whom to trust.
+    pub(super) fn new(flags: &HandFlags, device: &str, errand: E) -> Result<Self, Failure> {
+        if flags.target.tls.is_some() && flags.tls_ca.is_none() {
+            return Err(Failure::Usage(
+                "--tls-ca: needed with a wss:// URL: a token is not for everybody".to_owned(),
+            ));
+        }
         let mut random = fastrand::Rng::with_seed(clock::random_seed());
         let identity = Identity {
             token: flags.token.clone().unwrap_or_else(|| flags.user.clone()),
             device: device.to_owned(),
             id_prefix: format!("{:032x}-", random.u128(..)),
         };
-        Self {
+        Ok(Self {
             session: Session::new(identity, None),
             errand,
-            target: flags.target.clone(),
+            target: flags.target.trusting(flags.tls_ca.as_deref(), 0)?,
             connect_at: None,
             attempts: 0,
             told: None,
             failure: None,
             random,
-        }
+        })
     }
 
     /// Runs until the errand is done, `until`, or a signal; then says goodbye. Returns whether the errand is done.

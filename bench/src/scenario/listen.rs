@@ -37,7 +37,7 @@ pub(crate) struct ListenArgs {
 /// # Errors
 /// [`Failure`] when the server refuses for good, or fewer than `--count` messages came in `--seconds`.
 pub(crate) fn run(args: &ListenArgs, stop: &Stop) -> Result<(), Failure> {
-    let mut hand = Hand::new(&args.hand, &args.device, Listening { left: args.count });
+    let mut hand = Hand::new(&args.hand, &args.device, Listening { left: args.count })?;
     let until = clock::now() + args.seconds.unwrap_or(SECONDS_MAX);
     let done = hand.run(until, stop)?;
     match hand.errand.left {

@@ -36,7 +36,7 @@ pub(crate) struct SendArgs {
 /// # Errors
 /// [`Failure`] when the message was refused for good, or nobody answered in time.
 pub(crate) fn run(args: &SendArgs, stop: &Stop) -> Result<(), Failure> {
-    let mut hand = Hand::new(&args.hand, &args.device, Sending { message_id: None });
+    let mut hand = Hand::new(&args.hand, &args.device, Sending { message_id: None })?;
     let now = clock::now();
     hand.session.send(now, args.to.as_str().into(), args.text.clone().into_bytes(), None);
     if hand.run(now + args.give_up_after, stop)? {

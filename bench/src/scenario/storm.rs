@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::crowded::{CrowdFlags, Crowded};
-use super::{Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
+use super::{Handshakes, Outcome, OutputFlags, ServerFlags, Stop, as_seconds, parse_seconds};
 use crate::clock;
 use crate::failure::Failure;
 use crate::processes::Servers;
@@ -69,7 +69,8 @@ pub(crate) fn run(args: &StormArgs, stop: &Stop) -> Result<Outcome, Failure> {
     crowded.connect(args.connections, stop, &mut progress, &mut report)?;
     crowded.hold(clock::now() + CALM, stop, &mut progress)?;
 
-    let mut storm = Storm { crowded, recovery: Recovery::default(), curve_at: None };
+    let handshakes = crowded.served.handshakes();
+    let mut storm = Storm { crowded, recovery: Recovery::default(), curve_at: None, handshakes };
     let cut_at = clock::now();
     storm.crowded.crowd.begin_cut(cut_at);
     match args.cut {
@@ -79,7 +80,9 @@ pub(crate) fn run(args: &StormArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let back_from = cut_at + Duration::from_secs_f64(storm.recovery.restarted_after_seconds);
     storm.recover(back_from, args, stop, &mut progress)?;
 
-    let Storm { crowded, mut recovery, .. } = storm;
+    let Storm { crowded, mut recovery, handshakes, .. } = storm;
+    // Those of the recovery, in place of those before.
+    crowded.served.report_handshakes(&handshakes, &mut report);
     report.seconds = rounded((clock::now() - back_from).as_secs_f64());
     recovery.failed_attempts = crowded.crowd.failed_attempts;
     recovery.restarted_after_seconds = rounded(recovery.restarted_after_seconds);
@@ -92,6 +95,8 @@ struct Storm {
     crowded: Crowded,
     recovery: Recovery,
     curve_at: Option<Instant>,
+    /// At the cut.
+    handshakes: Handshakes,
 }
 
 impl Storm {
@@ -109,6 +114,7 @@ impl Storm {
         let mut servers =
             killer.join().map_err(|_| Failure::Broken("the edge cannot be killed".to_owned()))?;
         servers.edges[0].start()?;
+        self.handshakes.edge_cpu = Duration::ZERO;
         let started = clock::now();
         self.recovery.restarted_after_seconds = (started - cut_at).as_secs_f64();
         self.crowded.crowd.move_cut(started);
