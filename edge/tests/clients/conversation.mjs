@@ -27,7 +27,7 @@ class Client {
     await once(client.socket, "open");
     assert.equal(client.socket.protocol, "hawser.v1.json");
     // Compression is offered in any case.
-    const agreed = deflate ? "permessage-deflate; server_no_context_takeover; client_no_context_takeover" : "";
+    const agreed = deflate ? "permessage-deflate" : "";
     assert.equal(client.socket.extensions, agreed);
     client.send({ connect: { token: user, deviceId: "interop", clientKind: "node", ...fields } });
     return [client, await client.receive("welcome")];
