@@ -233,7 +233,7 @@ impl ClientSessionStore for Tickets {
         *lock(&self.session) = Some(session);
     }
 
-    /// Asked first of all at each connect.
+    /// Asked after a ticket of TLS 1.3 was not to be had. Where there are such tickets, there is no session of this kind.
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
         let session = lock(&self.session).clone()?;
         self.is_due().then_some(session)
