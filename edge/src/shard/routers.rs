@@ -1,5 +1,7 @@
 //! What the router says, and what it has to be told again when a link comes up.
 
+use std::time::Duration;
+
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
     Deliver, Error, Gap, Intervals, Limits, Receipt, SendAck, ServerFrame, Signal, Welcome,
@@ -8,7 +10,7 @@ use hawser_proto::view::link::{self, EdgeMessage, RouterMessage, SnapshotEnd};
 
 use super::{Link, Shard, open_batch};
 use crate::conn::slab::shard_of;
-use crate::conn::{Acked, CloseReason, ConnKey, Mode};
+use crate::conn::{Acked, CloseReason, ConnKey};
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
@@ -199,7 +201,14 @@ impl Shard {
         if std::mem::replace(&mut session.registered, true) {
             return;
         }
-        let (user, mode) = (session.user, session.mode);
+        let (user, device) = (session.user, session.device);
+        // The clock of the world may have gone backwards.
+        let took = u64::try_from(now.unix_ms - session.connected_at_ms).unwrap_or_default();
+        self.counters.registration.observe(Duration::from_millis(took));
+        if let Some(conn) = self.conns.get(key) {
+            let (connection, peer) = (registered.connection, conn.peer.address());
+            tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");
+        }
         let config = &self.config;
         let welcome = Welcome {
             connection_id: registered.connection,
@@ -219,11 +228,13 @@ impl Shard {
             user: &user,
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
-        self.schedule_silence(now, key, mode);
+        self.schedule_silence(now, key);
     }
 
-    fn schedule_silence(&mut self, now: Now, key: ConnKey, mode: Mode) {
-        self.schedule(key, now.tick.after(self.config.silence_max(mode)));
+    pub(super) fn schedule_silence(&mut self, now: Now, key: ConnKey) {
+        if let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) {
+            self.schedule(key, self.silence_end(now.tick, session));
+        }
     }
 
     fn handle_send_ack(&mut self, now: Now, ack: link::SendAck<'_>) {
