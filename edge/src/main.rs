@@ -10,7 +10,7 @@ use hawser_edge::operator::Operator;
 use hawser_edge::plan::Plan;
 use hawser_edge::server::{Edge, State};
 use hawser_edge::{admin, driver, logging, probe, systemd, watch};
-use hawser_proto::knobs::{Knobs, Source, UsageError, to_toml};
+use hawser_proto::knobs::{Effective, Knobs, Source, UsageError, to_toml};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -91,7 +91,8 @@ fn run(source: Source, knobs: Knobs<Config>, log: LogFilter) -> Result<(), Usage
     // Before the shards' threads, which inherit what is set up for signals.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
         .map_err(|error| UsageError(format!("signals: cannot be listened for: {error}")))?;
-    tracing::info!(?config, ?plan, "effective configuration");
+    let in_force: Vec<_> = knobs.effective.iter().filter_map(written).collect();
+    tracing::info!(knobs = in_force.join(" "), ?plan, "effective configuration");
     let started = Arc::new(OnceLock::new());
     let tls = config.tls.is_on().then(|| watch_certificates(&config.tls, &started)).transpose()?;
     let (watcher, loaded) = tls.unzip();
@@ -127,6 +128,11 @@ fn run(source: Source, knobs: Knobs<Config>, log: LogFilter) -> Result<(), Usage
         std::process::exit(SHARD_FAILED_EXIT_STATUS);
     }
     Ok(())
+}
+
+/// A knob and its value in a word.
+fn written(knob: &Effective) -> Option<String> {
+    (!knob.values.is_empty()).then(|| format!("{}={}", knob.knob, knob.values.join(",")))
 }
 
 /// Loads the certificates, and hands new ones to the edge when their files change.

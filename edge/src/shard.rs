@@ -402,7 +402,7 @@ impl Shard {
     /// Collects the request head and answers it. Frames that came right behind it are dealt with, too.
     fn handle_head(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Head { collected } = &mut conn.phase else { return };
+        let Phase::Head { collected, .. } = &mut conn.phase else { return };
         let scanned = collected.len();
         if scanned == 0 {
             let outcome = http::read_head(bytes, scanned, &self.routes);
@@ -435,6 +435,9 @@ impl Shard {
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.handshakes -= 1;
+        if let Phase::Head { since_ms, .. } = conn.phase {
+            self.counters.handshake.observe(now.since(since_ms));
+        }
         let deadline = match &upgrade.route {
             http::Route::Client(subprotocol) => {
                 conn.phase = Phase::Connecting(match subprotocol {

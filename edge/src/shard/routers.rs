@@ -1,7 +1,5 @@
 //! What the router says, and what it has to be told again when a link comes up.
 
-use std::time::Duration;
-
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
     Deliver, Error, Gap, Intervals, Limits, Receipt, SendAck, ServerFrame, Signal, Welcome,
@@ -202,9 +200,7 @@ impl Shard {
             return;
         }
         let (user, device) = (session.user, session.device);
-        // The clock of the world may have gone backwards.
-        let took = u64::try_from(now.unix_ms - session.connected_at_ms).unwrap_or_default();
-        self.counters.registration.observe(Duration::from_millis(took));
+        self.counters.registration.observe(now.since(session.connected_at_ms));
         if let Some(conn) = self.conns.get(key) {
             let (connection, peer) = (registered.connection, conn.peer.address());
             tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");

@@ -11,7 +11,7 @@ impl Rig {
         let (answer, mut answered) = oneshot::channel();
         self.mesh.try_command(0, command(answer)).unwrap();
         self.turn();
-        answered.try_recv().ok().expect("a command is answered in the turn that takes it")
+        answered.try_recv().expect("a command is answered in the turn that takes it")
     }
 
     fn reload(&mut self, change: impl FnOnce(&mut Config)) {
