@@ -164,13 +164,16 @@ fn handle_signal(signal: i32, operator: &Arc<Operator>) {
 
 /// Tells systemd that the shards are alive, as long as they are.
 fn watch_shards(edge: &Edge) -> std::io::Result<()> {
-    let state = edge.state();
+    let (state, mut known) = (edge.state(), Vec::new());
     watch::start(edge.state(), systemd::look_interval(), move |stuck| {
+        if stuck != known {
+            tracing::error!(?stuck, "shards do not turn; without any, all turn again");
+            known = stuck.to_vec();
+        }
         let summary = state.summary();
         if stuck.is_empty() {
             systemd::alive(&summary);
         } else {
-            tracing::error!(?stuck, "shards do not turn");
             systemd::stuck(&format!("{summary}; stuck: {stuck:?}"));
         }
     })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -12,28 +12,29 @@ use tracing_subscriber::filter::Targets;
 use crate::admin::Token;
 use crate::certs::Watcher;
 use crate::command::Command;
-use crate::config::Config;
 use crate::config::change::Reloaded;
+use crate::config::{Config, OperateKnobs};
 use crate::drain::Order;
 use crate::logging::LogFilter;
-use crate::mesh::Full;
 use crate::metrics;
 use crate::server::State;
 use crate::systemd;
 
-/// How long a shard with a full lane is waited for when it has to be told of a reload.
-const LANE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long shards with full lanes are waited for, all together, when they have to be told of a reload.
+const LANES_TIMEOUT: Duration = Duration::from_secs(2);
+const LANES_INTERVAL: Duration = Duration::from_millis(10);
 /// What the end takes beside the window of a drain: the last clients' farewells, and threads that end.
 const LEAVE_TIME: Duration = Duration::from_secs(15);
-const LANE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// See the module. Shared by the threads of the signals and of the admin address.
 #[derive(Debug)]
 pub struct Operator {
     state: Arc<State>,
     source: Source,
-    /// The knobs to live by. Held locked throughout a reload: two at one time would mix.
+    /// The knobs to live by.
     running: Mutex<Knobs<Config>>,
+    /// Held throughout a reload: two at one time would mix.
+    reloading: Mutex<()>,
     log: LogFilter,
     token: ArcSwapOption<Token>,
     /// Only with TLS.
@@ -62,6 +63,7 @@ impl Operator {
             state,
             source,
             running: Mutex::new(running),
+            reloading: Mutex::default(),
             log,
             token,
             certificates,
@@ -85,7 +87,11 @@ impl Operator {
     /// The knobs in force.
     #[must_use]
     pub fn knobs(&self) -> Vec<Effective> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).effective.clone()
+        self.running().effective.clone()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Knobs<Config>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs by another filter, until the next reload brings back that of the knobs.
@@ -100,7 +106,12 @@ impl Operator {
     /// # Errors
     /// A sentence with what is wrong; then nothing has changed.
     pub fn reload(&self) -> Result<Summary, UsageError> {
-        systemd::reloading();
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that is leaving is not ready again afterwards.
+        let tells = !self.state.is_draining();
+        if tells {
+            systemd::reloading();
+        }
         let outcome = self.try_reload();
         self.refused.store(outcome.is_err(), Ordering::Relaxed);
         match &outcome {
@@ -117,13 +128,15 @@ impl Operator {
                 tracing::warn!("nothing is changed: {error}");
             }
         }
-        systemd::ready();
+        if tells {
+            systemd::ready();
+        }
         outcome
     }
 
     fn try_reload(&self) -> Result<Summary, UsageError> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let Reloaded { knobs, changed, waiting } = Config::reload(&self.source, &running)?;
+        let before = self.running().clone();
+        let Reloaded { knobs, changed, waiting } = Config::reload(&self.source, &before)?;
         let token = read_token(&knobs.values)?;
         // From here on nothing fails but a shard that is stuck.
         self.token.store(token);
@@ -132,24 +145,23 @@ impl Operator {
             certificates.reload(knobs.values.tls.clone());
         }
         let config = Arc::new(knobs.values.clone());
-        *running = knobs;
-        for shard in self.state.running() {
-            self.tell(shard, Command::Reload(config.clone()));
-        }
+        *self.running() = knobs;
+        self.tell_shards(|| Command::Reload(config.clone()));
         Ok(Summary { changed, waiting })
     }
 
-    /// Gives a shard a command that it must not miss.
-    fn tell(&self, shard: u16, mut command: Command) {
-        for _ in 0..LANE_TIMEOUT.as_millis() / LANE_INTERVAL.as_millis() {
-            match self.state.command(shard, command) {
-                Ok(()) => return,
-                Err(Full(refused)) => command = refused,
+    /// Gives every shard a command that it must not miss.
+    fn tell_shards(&self, command: impl Fn() -> Command) {
+        let mut left: Vec<_> = self.state.running().collect();
+        for _ in 0..LANES_TIMEOUT.as_millis() / LANES_INTERVAL.as_millis() {
+            left.retain(|shard| self.state.command(*shard, command()).is_err());
+            if left.is_empty() {
+                return;
             }
             #[expect(clippy::disallowed_methods, reason = "waits beside the shards, not in one")]
-            std::thread::sleep(LANE_INTERVAL);
+            std::thread::sleep(LANES_INTERVAL);
         }
-        tracing::error!(shard, "takes no commands, and goes on with the knobs that it has");
+        tracing::error!(shards = ?left, "take no commands, and go on with the knobs that they have");
     }
 
     /// Sends all clients to other edges over `--drain-window`, after `--drain-delay`; then the process ends. Does not wait for that.
@@ -159,10 +171,8 @@ impl Operator {
         if !self.state.begin_draining() {
             return false;
         }
-        let (window, delay) = {
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            (running.values.operate.drain_window, running.values.operate.drain_delay)
-        };
+        let OperateKnobs { drain_window: window, drain_delay: delay, .. } =
+            self.running().values.operate.clone();
         tracing::info!(?window, ?delay, "draining: clients are sent to other edges");
         systemd::stopping(delay + window + LEAVE_TIME);
         let state = self.state.clone();

@@ -140,7 +140,7 @@ impl State {
     }
 
     fn command_all(&self, command: impl Fn() -> Command) -> Result<(), Full<Command>> {
-        (0..self.mesh.shards()).try_for_each(|shard| self.mesh.try_command(shard, command()))
+        self.running().try_for_each(|shard| self.mesh.try_command(shard, command()))
     }
 
     /// Tells every shard to close its connections with 1001 and to end.

@@ -259,6 +259,14 @@ fn a_reload_takes_what_can_change_names_what_waits_and_leaves_all_as_it_is_when_
     );
     alice.send("alice", "3", &payload(9000)).unwrap();
     assert_eq!(scene.metric("edge_reload_refused"), 0.0);
+
+    // A new token takes the place of the old one.
+    fs::write(scene.file.with_file_name("token"), "a-new-secret-that-is-long\n").unwrap();
+    scene.does("POST /reload");
+    assert_eq!(scene.ask("GET /config", "").0, 401);
+    let new = Some("a-new-secret-that-is-long");
+    let text = request(scene.edge.admin, "GET /config", new, "").unwrap();
+    assert_eq!(answer(&text).0, 200);
 }
 
 #[test]
