@@ -304,7 +304,7 @@ fn a_shard_that_stands_still_is_noticed_and_one_that_sleeps_is_not() {
     let config = Config { shards: Some(3), ..Config::default() };
     let edge = Running::start(config, |_| {});
     let (reports, reported) = mpsc::channel();
-    watch::start(edge.edge().state(), Duration::from_millis(500), move |stuck: &[u16]| {
+    watch::start(edge.edge().state(), Duration::from_secs(1), move |stuck: &[u16]| {
         // The thread outlives the test.
         let _ = reports.send(stuck.to_vec());
     })
