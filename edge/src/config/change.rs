@@ -67,6 +67,10 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("address_failures_per_second", Change::Live),
     ("user_connections_max", Change::Live),
     ("user_connects_per_second", Change::Live),
+    // Level and size at once, the offer itself for those who connect from now on.
+    ("deflate", Change::Live),
+    ("deflate_level", Change::Live),
+    ("deflate_bytes_min", Change::Live),
     ("drain_window", Change::Live),
     ("drain_delay", Change::Live),
     ("log", Change::Live),

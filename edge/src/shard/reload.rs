@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shard, framing, routes};
+use super::{Shard, deflater, framing, routes};
 use crate::config::Config;
 use crate::conn::{Mode, Session};
 use crate::timer::{Now, Tick};
@@ -35,6 +35,8 @@ impl Shard {
     pub(super) fn reload(&mut self, now: Now, config: Arc<Config>) {
         self.routes = routes(&config);
         self.framing = framing(&config);
+        // Messages do not lean on each other, so its compressors can go; new ones cost their memory once more.
+        self.deflater = deflater(&config);
         self.address_quota = config.limit.address_quota();
         self.user_quota = config.limit.user_quota();
         self.allowance = config.limit.allowance();
