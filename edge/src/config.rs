@@ -5,6 +5,8 @@
 //! [`crate::limits`]; what the machine has to offer is asked by [`crate::probe`].
 
 mod admission;
+pub mod change;
+pub mod files;
 mod limit;
 mod operate;
 mod tls;
@@ -25,7 +27,7 @@ use tracing_subscriber::filter::Targets;
 
 pub use self::admission::AdmissionKnobs;
 pub use self::limit::LimitKnobs;
-pub use self::operate::OperateKnobs;
+pub use self::operate::{LogFormat, OperateKnobs};
 pub use self::tls::{ClientAuth, MinVersion, TlsKnobs};
 use crate::conn::Mode;
 use crate::limits;
@@ -36,13 +38,17 @@ pub const ENV_PREFIX: &str = "HAWSER_EDGE";
 /// The knobs. Made by [`Config::read`], which also checks them against each other.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "hawser-edge", version, about = "The WebSocket server of Hawser")]
+#[command(override_usage = "hawser-edge [KNOBS]\n       \
+    hawser-edge config check [KNOBS]   says whether an edge could start so, and by what it would live\n       \
+    hawser-edge config show [KNOBS]    says by what it would live, and where that is written")]
 pub struct Config {
     /// Address that clients connect to. The default is this machine only: opening it to others is a
     /// decision. Port 0 lets the kernel choose
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = socket_address)]
     pub listen: SocketAddr,
 
-    /// Address of /healthz and /metrics. Not for the public: it asks nobody who they are
+    /// Address of /healthz, of /metrics and, with a token (--admin-token-file), of all that an operator may do. Not
+    /// for the public
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = socket_address)]
     pub admin: SocketAddr,
 
@@ -187,13 +193,6 @@ const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
 impl Config {
-    /// The configuration of this process; prints one sentence and exits with status 64 when it is wrong.
-    #[must_use]
-    pub fn from_process() -> Config {
-        Config::read(std::env::args_os(), std::env::vars_os())
-            .unwrap_or_else(|unread| unread.exit("hawser-edge"))
-    }
-
     /// The configuration that these arguments (the program's name first) and this environment ask for.
     ///
     /// # Errors
@@ -203,11 +202,17 @@ impl Config {
         env: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Config, Unread> {
         let mut config: Config = knobs::read(ENV_PREFIX, args, env)?;
-        config.check_together()?;
-        if config.edge_id.is_empty() {
-            config.edge_id = default_edge_id(config.listen.port());
-        }
+        config.settle()?;
         Ok(config)
+    }
+
+    /// Checks the knobs against each other, and fills in what follows from others.
+    fn settle(&mut self) -> Result<(), UsageError> {
+        self.check_together()?;
+        if self.edge_id.is_empty() {
+            self.edge_id = default_edge_id(self.listen.port());
+        }
+        Ok(())
     }
 
     fn check_together(&self) -> Result<(), UsageError> {

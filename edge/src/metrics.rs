@@ -3,11 +3,17 @@
 //! Each has one writer, the shard's own thread; the admin thread reads. So counting is a plain load, add and store
 //! without a locked instruction. Shards sit on cache lines of their own.
 
+mod histogram;
+pub mod process;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hawser_proto::client::error::Code;
+
+pub use self::histogram::Histogram;
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -58,6 +64,31 @@ impl<const N: usize> Family<N> {
     }
 }
 
+/// A turn takes microseconds when little happens; above some milliseconds clients feel it.
+const TURN_BOUNDS: [Duration; 9] = [
+    Duration::from_micros(10),
+    Duration::from_micros(100),
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
+/// A near client with a near router is in within milliseconds, one on a slow network within a second; time-outs are 10 s.
+const ENTRY_BOUNDS: [Duration; 10] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+];
 const STATUSES: [&str; 12] =
     ["400", "403", "404", "405", "408", "413", "414", "426", "429", "431", "503", "505"];
 const LIMITS: [&str; 7] = [
@@ -124,6 +155,12 @@ macro_rules! counters {
         #[repr(align(128))]
         pub struct Counters {
             $( #[doc = $help] pub $field: Counter, )*
+            /// How long the loop's turns took, without what the kernel does when it is entered.
+            pub turn: Histogram<{ TURN_BOUNDS.len() }>,
+            /// From accept to upgrade.
+            pub handshake: Histogram<{ ENTRY_BOUNDS.len() }>,
+            /// From Connect to Welcome.
+            pub registration: Histogram<{ ENTRY_BOUNDS.len() }>,
             refused: Family<{ STATUSES.len() }>,
             limited: Family<{ LIMITS.len() }>,
             closed: Family<{ REASONS.len() }>,
@@ -135,6 +172,9 @@ macro_rules! counters {
             fn default() -> Self {
                 Self {
                     $( $field: Counter::default(), )*
+                    turn: Histogram::new(&TURN_BOUNDS),
+                    handshake: Histogram::new(&ENTRY_BOUNDS),
+                    registration: Histogram::new(&ENTRY_BOUNDS),
                     refused: Family::new(STATUSES),
                     limited: Family::new(LIMITS),
                     closed: Family::new(REASONS),
@@ -152,6 +192,9 @@ macro_rules! counters {
                 let _ = writeln!(out, "{} {sum}", $name);
             )*
             shard_connections(out, shards);
+            histogram::render(out, shards, "edge_turn_seconds", "turns of the shards' loops", |s| &s.turn);
+            histogram::render(out, shards, "edge_handshake_seconds", "time from accept to upgrade, TLS and request included", |s| &s.handshake);
+            histogram::render(out, shards, "edge_registration_seconds", "time from Connect to Welcome", |s| &s.registration);
             family(out, shards, "edge_refused_total", "status", "requests answered with an error instead of an upgrade", |s| &s.refused);
             family(out, shards, "edge_limited_total", "limit", "clients not let in, by the limit that they ran into", |s| &s.limited);
             family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
@@ -245,14 +288,14 @@ impl Counters {
     }
 }
 
-/// Writes one gauge of the process.
-pub fn render_gauge(out: &mut String, name: &str, help: &str, value: u64) {
-    header(out, name, "gauge", help);
-    let _ = writeln!(out, "{name} {value}");
+pub(crate) fn header(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-fn header(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+/// Writes one gauge of the process.
+pub fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
+    header(out, name, "gauge", help);
+    let _ = writeln!(out, "{name} {value}");
 }
 
 fn shard_connections(out: &mut String, shards: &[Arc<Counters>]) {

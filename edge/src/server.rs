@@ -1,10 +1,10 @@
 //! One edge: a shard on each core it is given, the uplink beside the first, the admin address on a thread of its own.
 
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use std::{fmt, io};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
@@ -43,9 +43,66 @@ pub struct State {
     certificates_expire: AtomicU64,
     stop: Arc<AtomicBool>,
     mesh: Arc<Mesh>,
+    connections_max: usize,
+    started_unix: Duration,
+    /// By shard: its thread, 0 before it has started and when it has ended.
+    threads: Box<[AtomicI32]>,
+    stuck: AtomicU64,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("shards", &self.shards()).finish_non_exhaustive()
+    }
 }
 
 impl State {
+    /// How many shards there are, those that have ended included.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.mesh.shards()
+    }
+
+    /// The shards that run.
+    pub fn running(&self) -> impl Iterator<Item = u16> {
+        let running = |(_, thread): &(u16, &AtomicI32)| thread.load(Ordering::Relaxed) != 0;
+        (0u16..).zip(&self.threads).filter(running).map(|(shard, _)| shard)
+    }
+
+    /// Gives a shard a command.
+    ///
+    /// # Errors
+    /// [`Full`] with the command.
+    pub fn command(&self, shard: u16, command: Command) -> Result<(), Full<Command>> {
+        self.mesh.try_command(shard, command)
+    }
+
+    /// How often this shard's loop has turned.
+    #[must_use]
+    pub fn turns(&self, shard: u16) -> u64 {
+        self.counters[usize::from(shard)].turn.count()
+    }
+
+    /// Lets a shard turn once, when it sleeps.
+    pub fn wake(&self, shard: u16) {
+        self.mesh.waker(shard).wake();
+    }
+
+    /// Notes how many shards are stuck ([`crate::watch`]).
+    pub fn set_stuck(&self, shards: usize) {
+        self.stuck.store(shards as u64, Ordering::Relaxed);
+    }
+
+    /// How it is, in a line for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let connections: u64 = self.counters.iter().map(|c| c.connections.get()).sum();
+        let link = if self.link_is_up() { "up" } else { "down" };
+        let draining = if self.is_draining() { ", draining" } else { "" };
+        let (shards, max) = (self.shards(), self.connections_max);
+        format!("{connections} of {max} connections on {shards} shards, link {link}{draining}")
+    }
+
     /// Whether the edge is on its way out.
     #[must_use]
     pub fn is_draining(&self) -> bool {
@@ -83,7 +140,7 @@ impl State {
     }
 
     fn command_all(&self, command: impl Fn() -> Command) -> Result<(), Full<Command>> {
-        (0..self.mesh.shards()).try_for_each(|shard| self.mesh.try_command(shard, command()))
+        self.running().try_for_each(|shard| self.mesh.try_command(shard, command()))
     }
 
     /// Tells every shard to close its connections with 1001 and to end.
@@ -100,18 +157,47 @@ impl State {
         self.link_up.load(Ordering::Relaxed)
     }
 
+    /// Why no new clients should come here, if they should not: what the health check answers.
+    #[must_use]
+    pub fn ailment(&self) -> Option<&'static str> {
+        if self.is_draining() {
+            Some("draining: clients are sent to other edges")
+        } else if self.link_is_up() {
+            None
+        } else {
+            Some("degraded: no link to a router, new clients cannot be registered")
+        }
+    }
+
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
         let expire = self.certificates_expire.load(Ordering::Relaxed);
         if expire > 0 {
-            metrics::render_gauge(
+            metrics::gauge(
                 out,
                 "edge_tls_certificate_expiry_seconds",
                 "when the first certificate runs out, in seconds since the Unix epoch",
                 expire,
             );
         }
+        for (name, help, value) in [
+            (
+                "edge_healthy",
+                "1 while the health check answers 200",
+                self.ailment().is_none().into(),
+            ),
+            ("edge_connections_max", "most connections", self.connections_max as u64),
+            ("edge_shards", "shards", self.shards().into()),
+            (
+                "edge_shards_stuck",
+                "shards whose loop does not turn",
+                self.stuck.load(Ordering::Relaxed),
+            ),
+        ] {
+            metrics::gauge(out, name, help, value);
+        }
+        metrics::process::render(out, self.started_unix, &self.threads);
     }
 }
 
@@ -152,6 +238,10 @@ impl Edge {
             certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
             mesh: mesh.clone(),
+            connections_max: config.connections_max,
+            started_unix: started_unix(),
+            threads: (0..shards).map(|_| AtomicI32::new(0)).collect(),
+            stuck: AtomicU64::new(0),
         });
         let mut edge = Self { listen, state, shards: Vec::with_capacity(shards) };
         let listeners = (0..plan.cores)
@@ -171,7 +261,7 @@ impl Edge {
                 Given { counters: counters.clone(), quotas: quotas.clone(), tls: tls.clone() };
             let config = config.clone();
             let (mesh, shares) = (mesh.clone(), shares.clone());
-            let (stop, started) = (stop.clone(), started.clone());
+            let (stop, started, state) = (stop.clone(), started.clone(), edge.state.clone());
             let settings = Settings {
                 shard: index,
                 sockets: plan.sockets_a_shard,
@@ -189,13 +279,21 @@ impl Edge {
                 .io_memory(EXECUTOR_IO_BYTES)
                 .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move {
+                    let thread = &state.threads[usize::from(index)];
+                    thread
+                        .store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
                     let shard = Shard::new(index, config, share, given, clock.now());
                     let driver =
                         Driver::new(settings, clock, shard, (mesh, shares), listener, link, stop);
                     let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::kind);
                     // The receiver waits for every shard; it cannot be gone.
                     let _ = started.send((index, outcome));
-                    driver?.run().await
+                    let ended = match driver {
+                        Ok(driver) => driver.run().await,
+                        Err(error) => Err(error),
+                    };
+                    thread.store(0, Ordering::Relaxed);
+                    ended
                 })
                 .map_err(|error| UsageError(format!("--shards: executor {index}: {error}")))?;
             edge.shards.push(handle);
@@ -246,6 +344,11 @@ impl Edge {
         }
         outcome
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "told once, at the start")]
+fn started_unix() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Why a shard has no ring, in a sentence.

@@ -7,8 +7,10 @@
 mod clients;
 mod commands;
 mod door;
+mod reload;
 mod routers;
 mod secure;
+mod shown;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks at a few and prints the rest")]
 mod tests;
@@ -21,6 +23,7 @@ use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
+use self::reload::Told;
 use crate::auth::Auth;
 use crate::client;
 use crate::config::Config;
@@ -207,32 +210,22 @@ pub struct Shard {
     /// Connections that are not read from because of that.
     held: Vec<ConnKey>,
     /// Client programs by kind and version; sessions hold the index.
-    clients: Vec<(Box<str>, Box<str>)>,
+    clients: Vec<Arc<(Box<str>, Box<str>)>>,
     /// Clients are being sent away.
     drain: Option<Drain>,
+    /// What of the intervals clients were told that are here since before the last reload.
+    told: Told,
 }
 
 impl Shard {
     /// A shard without connections, which takes at most its share of them.
     #[must_use]
     pub fn new(index: u16, config: Arc<Config>, share: Share, given: Given, now: Now) -> Self {
-        let routes = http::Routes {
-            client_path: config.client_path.clone(),
-            echo_path: config.echo_path.clone(),
-            deflate: config.limit.deflate,
-        };
-        let framing = ws::Settings {
-            role: ws::Role::Server,
-            message_bytes_max: config.message_bytes_max(),
-            deflate: false,
-        };
-        let deflater =
-            ws::Deflater::new(config.limit.deflate_level, config.limit.deflate_bytes_min);
         Self {
             index,
-            routes,
-            framing,
-            deflater,
+            routes: routes(&config),
+            framing: framing(&config),
+            deflater: deflater(&config),
             inflater: ws::Inflater::default(),
             auth: Auth::Dev,
             counters: given.counters,
@@ -257,8 +250,9 @@ impl Shard {
             batches: VecDeque::new(),
             congested: false,
             held: Vec::new(),
-            clients: vec![("other".into(), "".into())],
+            clients: vec![Arc::new(("other".into(), "".into()))],
             drain: None,
+            told: Told::default(),
             config,
         }
     }
@@ -408,7 +402,7 @@ impl Shard {
     /// Collects the request head and answers it. Frames that came right behind it are dealt with, too.
     fn handle_head(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Head { collected } = &mut conn.phase else { return };
+        let Phase::Head { collected, .. } = &mut conn.phase else { return };
         let scanned = collected.len();
         if scanned == 0 {
             let outcome = http::read_head(bytes, scanned, &self.routes);
@@ -441,6 +435,9 @@ impl Shard {
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.handshakes -= 1;
+        if let Phase::Head { since_ms, .. } = conn.phase {
+            self.counters.handshake.observe(now.since(since_ms));
+        }
         let deadline = match &upgrade.route {
             http::Route::Client(subprotocol) => {
                 conn.phase = Phase::Connecting(match subprotocol {
@@ -628,7 +625,7 @@ impl Shard {
             self.end_throttle(now, key);
         }
         let Some(conn) = self.conns.get(key) else { return };
-        let mode = match &conn.phase {
+        let deadline = match &conn.phase {
             Phase::Proxy { .. } => return self.remove(key, CloseReason::ProxyHeader),
             Phase::Head { .. } if conn.tls.as_ref().is_some_and(|tls| !tls.is_open()) => {
                 return self.remove(key, CloseReason::TlsTimeout);
@@ -644,11 +641,10 @@ impl Shard {
             Phase::Session(Session { leaving: Some(farewell), .. }) => {
                 return self.close(now, key, farewell.reason());
             }
-            Phase::Session(session) => session.mode,
-            Phase::Echo => Mode::Background,
+            // A message stored only the tick: now is the time to see whether there was one.
+            Phase::Session(session) => self.silence_end(conn.last_heard, session),
+            Phase::Echo => conn.last_heard.after(self.config.silence_max(Mode::Background)),
         };
-        // A message stored only the tick: now is the time to see whether there was one.
-        let deadline = conn.last_heard.after(self.config.silence_max(mode));
         if deadline > now.tick {
             self.schedule(key, deadline);
         } else {
@@ -658,6 +654,7 @@ impl Shard {
 
     /// Begins the end of a connection: says why where the protocol has a way to, then waits for the peer.
     fn close(&mut self, now: Now, key: ConnKey, reason: CloseReason) {
+        self.log_end(key, reason);
         self.leave(key);
         if matches!(reason, CloseReason::Unauthenticated | CloseReason::BadConnect) {
             self.note_failure(now, key);
@@ -697,6 +694,7 @@ impl Shard {
         if !matches!(refusal.status, 429 | 503) {
             self.note_failure(now, key);
         }
+        self.log_end(key, CloseReason::Refused(refusal.status));
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.counters.refused(refusal.status);
         if conn.phase.is_handshake() {
@@ -741,6 +739,7 @@ impl Shard {
 
     /// Forgets the connection and closes its socket.
     fn remove(&mut self, key: ConnKey, reason: CloseReason) {
+        self.log_end(key, reason);
         self.leave(key);
         if self.conns.get(key).is_none() {
             return;
@@ -763,6 +762,22 @@ impl Shard {
             }
         }
         self.counters.closed(reason.label());
+    }
+
+    /// Logs that a connection begins to end, and why; not a second time when it is gone.
+    fn log_end(&self, key: ConnKey, reason: CloseReason) {
+        let Some(conn) = self.conns.get(key) else { return };
+        if matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        tracing::debug!(
+            connection = key.to_connection_id(self.index),
+            peer = %conn.peer.address(),
+            user = conn.session().map(|session| session.user.as_str()),
+            reason = reason.label(),
+            detail = reason.text(),
+            "connection ends"
+        );
     }
 
     /// Takes a session out of the registry and tells the router.
@@ -863,6 +878,26 @@ impl Shard {
             self.batches.push_back(Batch { link: link.generation, frame });
         }
     }
+}
+
+fn routes(config: &Config) -> http::Routes {
+    http::Routes {
+        client_path: config.client_path.clone(),
+        echo_path: config.echo_path.clone(),
+        deflate: config.limit.deflate,
+    }
+}
+
+fn framing(config: &Config) -> ws::Settings {
+    ws::Settings {
+        role: ws::Role::Server,
+        message_bytes_max: config.message_bytes_max(),
+        deflate: false,
+    }
+}
+
+fn deflater(config: &Config) -> ws::Deflater {
+    ws::Deflater::new(config.limit.deflate_level, config.limit.deflate_bytes_min)
 }
 
 fn open_batch(batch: &mut Vec<u8>) -> &mut Vec<u8> {

@@ -44,6 +44,14 @@ pub struct Now {
     pub unix_ms: i64,
 }
 
+impl Now {
+    /// Time since `unix_ms`; none when the clock has gone back behind it.
+    #[must_use]
+    pub fn since(self, unix_ms: i64) -> Duration {
+        Duration::from_millis(self.unix_ms.saturating_sub(unix_ms).try_into().unwrap_or(0))
+    }
+}
+
 /// A connection's place in the wheel.
 #[derive(Debug, Clone, Copy)]
 pub struct TimerEntry {

@@ -4,12 +4,18 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use hawser_edge::command::Command;
 use hawser_edge::config::Config;
 use hawser_edge::plan::{Plan, Ring};
 use hawser_edge::probe::Kernel;
 use hawser_edge::server::Edge;
+use hawser_edge::watch;
+use tokio::sync::oneshot;
 
 /// Longest that any single thing may take; all of them take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -277,4 +283,49 @@ fn everybody_leaving_at_once_leaves_nobody_behind() {
         edge.await_metric("edge_connections", |held| held == 0);
     }
     assert_eq!(edge.metric("edge_closed_total{reason=\"vanished\"}"), 3000);
+}
+
+/// Whoever is woken by it stands still until the test lets him go.
+struct Trap {
+    caught: mpsc::Sender<()>,
+    release: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Wake for Trap {
+    fn wake(self: Arc<Self>) {
+        self.caught.send(()).unwrap();
+        // An error lets go, too: the test has ended.
+        let _ = self.release.lock().unwrap().recv();
+    }
+}
+
+#[test]
+fn a_shard_that_stands_still_is_noticed_and_one_that_sleeps_is_not() {
+    let config = Config { shards: Some(3), ..Config::default() };
+    let edge = Running::start(config, |_| {});
+    let (reports, reported) = mpsc::channel();
+    watch::start(edge.edge().state(), Duration::from_secs(1), move |stuck: &[u16]| {
+        // The thread outlives the test.
+        let _ = reports.send(stuck.to_vec());
+    })
+    .unwrap();
+    let report = || reported.recv_timeout(PATIENCE).unwrap();
+    for _ in 0..3 {
+        assert_eq!(report(), [0; 0], "nobody is stuck who sleeps");
+    }
+
+    let ((caught, is_caught), (release, released)) = (mpsc::channel(), mpsc::channel());
+    let trap = Waker::from(Arc::new(Trap { caught, release: Mutex::new(released) }));
+    let (answer, answered) = oneshot::channel();
+    let mut answered = pin!(answered);
+    let pending = answered.as_mut().poll(&mut Context::from_waker(&trap));
+    assert!(pending.is_pending());
+    edge.edge().state().command(1, Command::List { first: 0, answer }).unwrap();
+    is_caught.recv_timeout(PATIENCE).unwrap();
+    let noticed = (0..4).map(|_| report()).find(|stuck| !stuck.is_empty());
+    assert_eq!(noticed, Some(vec![1]));
+    assert_eq!(edge.metric("edge_shards_stuck"), 1);
+
+    release.send(()).unwrap();
+    assert!((0..4).any(|_| report().is_empty()), "it turns again");
 }

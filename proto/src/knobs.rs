@@ -26,8 +26,10 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
+mod effective;
 mod values;
 
+pub use effective::{Effective, Knobs, Origin, differences, to_toml};
 pub use values::{Unfit, byte_size, count, duration, identifier, socket_address};
 
 /// Exit status of a process that was started wrongly (`EX_USAGE` of sysexits.h).
@@ -87,11 +89,7 @@ pub fn from_process<T: clap::Parser>(prefix: &str) -> T {
         .unwrap_or_else(|unread| unread.exit(T::command().get_name()))
 }
 
-/// Reads the knobs `T` from `args` (the program's name first), from those variables of `env` that
-/// start with `prefix` and an underscore (`HAWSER_EDGE`), and from the file that `--config` names.
-///
-/// Touches nothing else than that file. A variable with the prefix that is no knob is refused like an
-/// unknown flag, except those that Kubernetes sets for a service of the process's name.
+/// Reads the knobs `T` once; see [`Source`].
 ///
 /// # Errors
 /// See [`Unread`].
@@ -100,32 +98,91 @@ pub fn read<T: clap::Parser>(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<T, Unread> {
-    let command = knob_command(T::command(), prefix);
-    let args: Vec<OsString> = args.into_iter().collect();
-    // Help is given even when a file or a variable is wrong.
-    if let Err(error) = command.clone().try_get_matches_from(&args)
-        && matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
-    {
-        return Err(Unread::Asked(error));
+    Ok(Source::new(prefix, args, env).read()?.values)
+}
+
+/// Where the knobs of a process come from: its arguments (the program's name first), those variables of its environment
+/// that start with a prefix and an underscore (`HAWSER_EDGE`), and the file that `--config` names, which may be read
+/// again while the process runs.
+///
+/// A variable with the prefix that is no knob is refused like an unknown flag, except those that Kubernetes sets for a
+/// service of the process's name.
+#[derive(Debug, Clone)]
+pub struct Source {
+    prefix: String,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+}
+
+impl Source {
+    /// Reads nothing yet.
+    pub fn new(
+        prefix: &str,
+        args: impl IntoIterator<Item = OsString>,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Source {
+        let (args, env) = (args.into_iter().collect(), env.into_iter().collect());
+        Source { prefix: prefix.to_owned(), args, env }
     }
 
-    let (program, flags) = args.split_first().map_or((None, &[][..]), |(p, f)| (Some(p), f));
-    let env = env_settings(&command, prefix, env)?;
-    let file = match config_path(flags, &env) {
-        Some(path) => file_settings(&command, &path)?,
-        None => Vec::new(),
-    };
-    let mut below: Vec<Setting> = file.into_iter().chain(env).collect();
-    drop_overridden_lists(&command, &mut below, flags);
+    /// The knobs `T` as flags, environment and the file of this moment have them. Touches nothing else than that file.
+    ///
+    /// # Errors
+    /// See [`Unread`].
+    pub fn read<T: clap::Parser>(&self) -> Result<Knobs<T>, Unread> {
+        self.read_file(|file| file)
+    }
 
-    let line = program
-        .cloned()
-        .into_iter()
-        .chain(below.iter().map(Setting::argument))
-        .chain(flags.iter().cloned());
-    let sentence = |error| UsageError(sentence(&error, &below));
-    let mut matches = command.try_get_matches_from(line).map_err(sentence)?;
-    Ok(T::from_arg_matches_mut(&mut matches).map_err(sentence)?)
+    /// The same for a process that runs by `running`: of the file of this moment, only knobs that `may_change` are
+    /// taken, the others stay as the file had them before. Flags and environment cannot have changed.
+    ///
+    /// # Errors
+    /// See [`Unread`]. A wrong value of a knob that stays is not noticed: [`Source::read`] does.
+    pub fn read_again<T: clap::Parser>(
+        &self,
+        running: &Knobs<T>,
+        may_change: impl Fn(&str) -> bool,
+    ) -> Result<Knobs<T>, Unread> {
+        self.read_file(|mut file| {
+            file.retain(|setting| may_change(&setting.knob));
+            file.extend(running.file.iter().filter(|s| !may_change(&s.knob)).cloned());
+            file
+        })
+    }
+
+    fn read_file<T: clap::Parser>(
+        &self,
+        choose: impl FnOnce(Vec<Setting>) -> Vec<Setting>,
+    ) -> Result<Knobs<T>, Unread> {
+        let command = knob_command(T::command(), &self.prefix);
+        // Help is given even when a file or a variable is wrong.
+        if let Err(error) = command.clone().try_get_matches_from(&self.args)
+            && matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+        {
+            return Err(Unread::Asked(error));
+        }
+
+        let (program, flags) =
+            self.args.split_first().map_or((None, &[][..]), |(p, f)| (Some(p), f));
+        let env = env_settings(&command, &self.prefix, self.env.iter().cloned())?;
+        let file = match config_path(flags, &env) {
+            Some(path) => choose(file_settings(&command, &path)?),
+            None => Vec::new(),
+        };
+        let mut below: Vec<Setting> = file.iter().cloned().chain(env).collect();
+        drop_overridden_lists(&command, &mut below, flags);
+
+        let line = program
+            .cloned()
+            .into_iter()
+            .chain(below.iter().map(Setting::argument))
+            .chain(flags.iter().cloned());
+        let sentence = |error| UsageError(sentence(&error, &below));
+        let mut matches = command.clone().try_get_matches_from(line).map_err(sentence)?;
+        let effective = effective::all(&command, &matches, &below, flags);
+        let values = T::from_arg_matches_mut(&mut matches).map_err(sentence)?;
+        Ok(Knobs { values, effective, file })
+    }
 }
 
 /// The process's command with what every process has: `--config`, flags that can be taken back, the
@@ -160,6 +217,7 @@ fn knob_command(command: Command, prefix: &str) -> Command {
 }
 
 /// One knob's value as the file or the environment gives it.
+#[derive(Debug, Clone)]
 struct Setting {
     /// Name in the style of a field: `ping_interval`.
     knob: String,
@@ -170,7 +228,7 @@ struct Setting {
 }
 
 /// In rising order of what wins.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     File,
     Environment,

@@ -14,8 +14,14 @@ use crate::metrics::Metrics;
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, health: Arc<Health>) {
     let app = Router::new()
-        .route("/healthz", get(async move || healthz(&health)))
-        .route("/metrics", get(async move || text(metrics.render())));
+        .route(
+            "/healthz",
+            get({
+                let health = Arc::clone(&health);
+                async move || healthz(&health)
+            }),
+        )
+        .route("/metrics", get(async move || text(metrics.render(&health))));
     if let Err(error) = axum::serve(listener, app).await {
         tracing::warn!(%error, "the admin server ended");
     }

@@ -16,6 +16,22 @@ pub enum Part {
     Serving,
 }
 
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Queue, Self::Disk, Self::Store, Self::Serving];
+
+    /// What the metric `router_degraded` calls it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Disk => "disk",
+            Self::Store => "store",
+            Self::Serving => "serving",
+        }
+    }
+}
+
 /// The parts that are out of order, each with a sentence for the operator.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<BTreeMap<Part, String>>);

@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::health::{Health, Part};
 use crate::hub::Counts;
 
 /// What the Hubs of one owner hold in memory.
@@ -27,6 +29,7 @@ pub struct Metrics {
     connections: Gauge,
     inboxes: Gauge,
     departed: Gauge,
+    degraded: Family<[(&'static str, &'static str); 1], Gauge>,
     sends_accepted: Counter,
     sends_repeated: Counter,
     sends_refused: Counter,
@@ -88,12 +91,15 @@ impl Metrics {
         registry.register("inboxes", "Inboxes in memory", inboxes.clone());
         let help = "Devices that have left and are not in the store yet";
         registry.register("devices_departed", help, departed.clone());
+        let degraded = Family::default();
+        registry.register("degraded", "1 while this part is out of order", degraded.clone());
         Self {
             registry,
             owners: (0..owners).map(|_| Default::default()).collect(),
             connections,
             inboxes,
             departed,
+            degraded,
             sends_accepted,
             sends_repeated,
             sends_refused,
@@ -145,7 +151,11 @@ impl Metrics {
 
     /// All metrics in the Prometheus text format.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn render(&self, health: &Health) -> String {
+        for part in Part::ALL {
+            let degraded = self.degraded.get_or_create(&[("part", part.label())]);
+            degraded.set(health.of(part).is_some().into());
+        }
         let sum = |index: usize| {
             let held = self.owners.iter().map(|owner| owner[index].load(Ordering::Relaxed));
             held.sum::<usize>() as i64
@@ -171,7 +181,11 @@ mod tests {
         let counts = Counts { accepted: 3, ..Counts::default() };
         metrics.note_owner(0, &counts, Held { connections: 5, inboxes: 1, departed: 0 });
         metrics.note_owner(1, &counts, Held { connections: 2, inboxes: 1, departed: 4 });
-        let text = metrics.render();
+        let health = Health::default();
+        health.set(Part::Disk, Some("nearly full".into()));
+        let text = metrics.render(&health);
+        assert!(text.contains("router_degraded{part=\"disk\"} 1\n"), "{text}");
+        assert!(text.contains("router_degraded{part=\"queue\"} 0\n"), "{text}");
         assert!(text.contains("router_sends_accepted_total 6"), "{text}");
         assert!(text.contains("router_connections 7"), "{text}");
         assert!(text.contains("router_devices_departed 4"), "{text}");

@@ -1,9 +1,10 @@
 //! How the edge is run: drain, logs, the admin address.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hawser_proto::knobs::duration;
 
 /// Longer than an hour is no deploy any more.
@@ -21,4 +22,23 @@ pub struct OperateKnobs {
     /// have seen it. Set it to what they need (interval times failures of their check)
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration(WINDOWS))]
     pub drain_delay: Duration,
+
+    /// How the log is written: text for people, json for machines, an object a line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// File with the token, 16 to 1,024 visible characters, that the admin address wants to see (Authorization:
+    /// Bearer) before it tells about connections or acts. Left out: it does neither, and answers /healthz and
+    /// /metrics alone. Read again on a reload
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
 }

@@ -19,7 +19,7 @@ use arrayvec::ArrayString;
 
 use crate::limits;
 use crate::meter::Meter;
-use crate::timer::{Tick, TimerEntry};
+use crate::timer::{Now, Tick, TimerEntry};
 use crate::tls::Tls;
 use crate::ws::{Decoder, WindowBits};
 
@@ -176,11 +176,15 @@ pub enum Phase {
     Proxy {
         /// Bytes so far.
         collected: Vec<u8>,
+        /// When the socket was accepted, in milliseconds since the Unix epoch.
+        since_ms: i64,
     },
     /// The request head is awaited; holds what has arrived of it when it came in pieces.
     Head {
         /// Bytes so far; empty, without memory of its own, when nothing has come yet.
         collected: Vec<u8>,
+        /// When the socket was accepted, in milliseconds since the Unix epoch.
+        since_ms: i64,
     },
     /// Every data message is given back (`--echo-path`).
     Echo,
@@ -295,9 +299,9 @@ const _: () = assert!(size_of::<Connection>() <= limits::CONNECTION_BYTES_MAX);
 impl Connection {
     /// A socket that was just accepted.
     #[must_use]
-    pub fn accepted(socket: u32, peer: Peer, now: Tick) -> Self {
+    pub fn accepted(socket: u32, peer: Peer, now: Now) -> Self {
         Self {
-            phase: Phase::Head { collected: Vec::new() },
+            phase: Phase::Head { collected: Vec::new(), since_ms: now.unix_ms },
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             tls: None,
@@ -305,7 +309,7 @@ impl Connection {
             peer,
             generation: 0,
             socket,
-            last_heard: now,
+            last_heard: now.tick,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
             throttled: false,

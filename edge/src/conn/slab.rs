@@ -292,7 +292,7 @@ mod tests {
     use crate::conn::Peer;
 
     fn connection(socket: u32) -> Connection {
-        Connection::accepted(socket, Peer::default(), crate::timer::Tick(0))
+        Connection::accepted(socket, Peer::default(), crate::timer::Now::default())
     }
 
     #[test]

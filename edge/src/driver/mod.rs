@@ -88,9 +88,14 @@ impl Clock {
 
     /// What time it is.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
     pub fn now(&self) -> Now {
-        let ticks = self.start.elapsed().as_millis() / TICK.as_millis();
+        self.now_at(self.start.elapsed())
+    }
+
+    /// The same, for one who knows already how long this clock runs.
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    fn now_at(&self, elapsed: Duration) -> Now {
+        let ticks = elapsed.as_millis() / TICK.as_millis();
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Now { tick: Tick(ticks as u32), unix_ms: unix.as_millis() as i64 }
     }
@@ -203,7 +208,8 @@ impl Driver {
     /// with the one call that ends the round, which also waits when there is nothing else to do.
     fn turn(&mut self) -> bool {
         let completions = self.ring.gather();
-        let now = self.clock.now();
+        let began = self.clock.start.elapsed();
+        let now = self.clock.now_at(began);
         while let Some(sent) = self.ring.next_sent() {
             self.handle_completion(now, sent);
         }
@@ -219,6 +225,7 @@ impl Driver {
         self.run_outputs();
         // Behind the closes, which make room for it.
         self.accept(now);
+        self.shard.counters().turn.observe(self.clock.start.elapsed().saturating_sub(began));
         self.ring.has_completions()
             || self.shard.has_more_to_tell()
             || self.mesh.has_work(self.settings.shard)

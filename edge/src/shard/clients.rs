@@ -1,5 +1,7 @@
 //! What a client says: each frame is checked, then done here or told to the router.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayString;
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
@@ -161,7 +163,7 @@ impl Shard {
         }
         let Some(session) = self.conns.get(key).and_then(|c| c.session()) else { return };
         let (kind, version) =
-            self.clients.get(usize::from(session.client)).map_or(("", ""), |(k, v)| (k, v));
+            self.clients.get(usize::from(session.client)).map_or(("", ""), |c| (&*c.0, &*c.1));
         let register = link::Register {
             connection: key.to_connection_id(self.index),
             user: &session.user,
@@ -274,12 +276,11 @@ impl Shard {
     }
 
     fn handle_mode(&mut self, now: Now, key: ConnKey, mode: Mode) {
-        let silence_max = self.config.silence_max(mode);
         let Some(session) = self.session(key) else { return };
         session.mode = mode;
         if session.registered {
             // The new deadline may be earlier than the one in the wheel.
-            self.schedule(key, now.tick.after(silence_max));
+            self.schedule_silence(now, key);
         }
     }
 
@@ -307,12 +308,13 @@ impl Shard {
         if kind.is_empty() {
             return 0;
         }
-        let known = self.clients.iter().position(|(k, v)| **k == *kind && **v == *version);
+        let known =
+            self.clients.iter().position(|client| *client.0 == *kind && *client.1 == *version);
         let number = known.unwrap_or_else(|| {
             if self.clients.len() >= CLIENT_KINDS_MAX {
                 return 0;
             }
-            self.clients.push((kind.into(), version.into()));
+            self.clients.push(Arc::new((kind.into(), version.into())));
             self.clients.len() - 1
         });
         number as u16

@@ -4,7 +4,7 @@ use hawser_proto::view::client::{GoAway, ServerFrame};
 
 use super::Shard;
 use crate::command::Command;
-use crate::conn::{ConnKey, Farewell, Phase};
+use crate::conn::{CloseReason, ConnKey, Farewell, Phase};
 use crate::drain::{self, Drain, Order};
 use crate::http;
 use crate::mesh::{COMMANDS_MAX, Mesh};
@@ -20,19 +20,35 @@ impl Shard {
     }
 
     fn handle_command(&mut self, now: Now, command: Command) {
+        // An answer that nobody waits for any more is dropped.
         match command {
-            Command::Reload(config) => {
-                self.address_quota = config.limit.address_quota();
-                self.user_quota = config.limit.user_quota();
-                self.allowance = config.limit.allowance();
-                self.config = config;
-            }
+            Command::Reload(config) => self.reload(now, config),
             Command::Certificates(config) => {
                 if let Some(shared) = &mut self.tls {
                     shared.set_config(config);
                 }
             }
             Command::Drain(order) => self.begin_drain(now, order),
+            Command::List { first, answer } => {
+                let _ = answer.send(self.list(now, first));
+            }
+            Command::Find { user, answer } => {
+                let shown = self.connections_of(&user).into_iter();
+                let shown = shown.filter_map(|key| Some(self.show(now, key, self.conns.get(key)?)));
+                let _ = answer.send(shown.collect());
+            }
+            Command::CloseUser { user, answer } => {
+                let keys = self.connections_of(&user);
+                for key in &keys {
+                    self.close(now, *key, CloseReason::Operator);
+                }
+                let _ = answer.send(keys.len());
+            }
+            Command::Close { key, answer } => {
+                let is_here = self.conns.get(key).is_some();
+                self.close(now, key, CloseReason::Operator);
+                let _ = answer.send(is_here);
+            }
         }
     }
 

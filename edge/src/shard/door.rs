@@ -11,7 +11,7 @@ impl Shard {
     pub(super) fn handle_accepted(&mut self, now: Now, socket: u32, peer: Peer) {
         self.counters.accepted.add(1);
         let refusal = self.refusal_at_the_door();
-        let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now.tick)) else {
+        let Ok(key) = self.conns.insert(Connection::accepted(socket, peer, now)) else {
             // Not even room for a refusal: the client sees its connection closed and comes back.
             self.counters.refused(503);
             self.outputs.push_back(Output::Close { socket, busy: false });
@@ -70,15 +70,18 @@ impl Shard {
     }
 
     fn await_proxy_header(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.phase = Phase::Proxy { collected: Vec::new() };
+        if let Some(conn) = self.conns.get_mut(key)
+            && let Phase::Head { since_ms, .. } = conn.phase
+        {
+            conn.phase = Phase::Proxy { collected: Vec::new(), since_ms };
         }
     }
 
     /// Reads the balancer's header; what came behind it is the client's.
     pub(super) fn handle_proxy_header(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Proxy { collected } = &mut conn.phase else { return };
+        let Phase::Proxy { collected, since_ms } = &mut conn.phase else { return };
+        let since_ms = *since_ms;
         let before = collected.len();
         let outcome = if before == 0 {
             proxy::read_header(bytes)
@@ -101,7 +104,7 @@ impl Shard {
         if let Some(source) = header.source {
             conn.peer = source.into();
         }
-        conn.phase = Phase::Head { collected: Vec::new() };
+        conn.phase = Phase::Head { collected: Vec::new(), since_ms };
         self.enter_address(now, key);
         if let Some(rest @ [_, ..]) = bytes.get_mut(header.header_bytes.saturating_sub(before)..) {
             self.handle_stream(now, key, rest);

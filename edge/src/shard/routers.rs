@@ -8,7 +8,7 @@ use hawser_proto::view::link::{self, EdgeMessage, RouterMessage, SnapshotEnd};
 
 use super::{Link, Shard, open_batch};
 use crate::conn::slab::shard_of;
-use crate::conn::{Acked, CloseReason, ConnKey, Mode};
+use crate::conn::{Acked, CloseReason, ConnKey};
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
@@ -199,7 +199,12 @@ impl Shard {
         if std::mem::replace(&mut session.registered, true) {
             return;
         }
-        let (user, mode) = (session.user, session.mode);
+        let (user, device) = (session.user, session.device);
+        self.counters.registration.observe(now.since(session.connected_at_ms));
+        if let Some(conn) = self.conns.get(key) {
+            let (connection, peer) = (registered.connection, conn.peer.address());
+            tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");
+        }
         let config = &self.config;
         let welcome = Welcome {
             connection_id: registered.connection,
@@ -219,11 +224,13 @@ impl Shard {
             user: &user,
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
-        self.schedule_silence(now, key, mode);
+        self.schedule_silence(now, key);
     }
 
-    fn schedule_silence(&mut self, now: Now, key: ConnKey, mode: Mode) {
-        self.schedule(key, now.tick.after(self.config.silence_max(mode)));
+    pub(super) fn schedule_silence(&mut self, now: Now, key: ConnKey) {
+        if let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) {
+            self.schedule(key, self.silence_end(now.tick, session));
+        }
     }
 
     fn handle_send_ack(&mut self, now: Now, ack: link::SendAck<'_>) {

@@ -1,5 +1,6 @@
 //! A shard by itself: clients speak bytes, the router speaks parcels, the test turns the clock.
 
+mod commands;
 mod secure;
 
 mod deflate;

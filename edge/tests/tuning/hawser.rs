@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -62,6 +62,15 @@ impl Process {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        within_patience("a process to end", || self.child.try_wait().unwrap())
+    }
+
     /// SIGKILL, to it and to all that it has started.
     pub(crate) fn kill(&mut self) {
         // Fails only for what has ended, which is what is wanted.
@@ -82,6 +91,7 @@ impl Drop for Process {
 /// A router of this build on a free port.
 pub(crate) struct Router {
     pub(crate) link: SocketAddr,
+    pub(crate) admin: SocketAddr,
     _process: Process,
 }
 
@@ -95,7 +105,12 @@ impl Router {
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"]);
         command.arg(folder.join("router"));
         let mut process = Process::start("router", command, folder);
-        Router { link: listen_address(&process.says("serving")), _process: process }
+        let said = process.says("serving");
+        Router {
+            link: address_in(&said, "listen="),
+            admin: address_in(&said, "admin="),
+            _process: process,
+        }
     }
 }
 
@@ -117,7 +132,11 @@ impl Edge {
         command.args(["--dev-auth", "--shards", "1", "--listen", "127.0.0.1:0", "--edge-id", name]);
         command.args(["--admin", &admin.to_string(), "--router", &router.to_string()]);
         let mut process = Process::start(name, command, folder);
-        Edge { listen: listen_address(&process.says("accepting connections")), admin, process }
+        Edge {
+            listen: address_in(&process.says("accepting connections"), "listen="),
+            admin,
+            process,
+        }
     }
 
     /// How many sockets of clients it holds.
@@ -145,16 +164,33 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The address in `.. listen=127.0.0.1:8080 ..`, with or without quotes.
-fn listen_address(line: &str) -> SocketAddr {
-    let address = line.split_once("listen=").and_then(|(_, rest)| rest.split_whitespace().next());
-    address.and_then(|text| text.trim_matches('"').parse().ok()).unwrap_or_else(|| panic!("{line}"))
+/// The address in `.. listen=127.0.0.1:8080 ..`, with or without quotes, as the log in text and in JSON has it.
+fn address_in(line: &str, key: &str) -> SocketAddr {
+    let json = format!("\"{}\":", key.trim_end_matches('='));
+    let found = line.split_once(key).or_else(|| line.split_once(&json));
+    let text = found.and_then(|(_, rest)| rest.split([' ', ',', '}']).next());
+    text.and_then(|text| text.trim_matches('"').parse().ok()).unwrap_or_else(|| panic!("{line}"))
 }
 
-fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+/// The whole answer to a GET request.
+pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    request(address, &format!("GET {path}"), None, "")
+}
+
+/// The whole answer to a request such as `PUT /log`.
+pub(crate) fn request(
+    address: SocketAddr,
+    line: &str,
+    token: Option<&str>,
+    body: &str,
+) -> io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{line} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n")?;
+    if let Some(token) = token {
+        write!(stream, "Authorization: Bearer {token}\r\n")?;
+    }
+    write!(stream, "Content-Length: {}\r\n\r\n{body}", body.len())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -191,11 +227,21 @@ impl Client {
 
     /// Sends a message and waits until it is acknowledged, which means durable.
     pub(crate) fn send(&mut self, to: &str, id: &str, payload_base64: &str) -> io::Result<()> {
-        let send = json!({ "clientMessageId": id, "toUser": to, "payload": payload_base64 });
-        self.say(json!({ "send": send }))?;
-        let answer = self.hear("sendAck")?;
+        let answer = self.try_send(to, id, payload_base64)?;
         assert!(answer["messageId"].is_string(), "{answer}");
         Ok(())
+    }
+
+    /// Sends a message and waits for its answer, whatever that is.
+    pub(crate) fn try_send(
+        &mut self,
+        to: &str,
+        id: &str,
+        payload_base64: &str,
+    ) -> io::Result<Value> {
+        let send = json!({ "clientMessageId": id, "toUser": to, "payload": payload_base64 });
+        self.say(json!({ "send": send }))?;
+        self.hear("sendAck")
     }
 
     /// One frame of text. It is masked, as RFC 6455 section 5.1 asks for, with a key of zeros.

@@ -1,4 +1,5 @@
-//! `tuning/`: what it says about a machine, what it changes, and that what it recommends works.
+//! Operating an edge. `monitoring/`: what Prometheus is to be told of. `tuning/`: what it says about a machine, what it changes, and that what it recommends works. The admin
+//! address, reloads, logs, and what systemd is told.
 #![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -6,7 +7,9 @@ mod apply;
 mod balancers;
 mod check;
 mod hawser;
+mod monitoring;
 mod notrack;
+mod operate;
 mod queues;
 mod units;
 

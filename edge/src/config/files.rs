@@ -1,0 +1,21 @@
+//! What the edge reads from files that knobs name: tried before the start, by `config check`, and before a reload.
+
+use hawser_proto::knobs::UsageError;
+
+use super::Config;
+use crate::admin::Token;
+use crate::certs;
+
+/// Reads them all as a start would, and throws away what it read.
+///
+/// # Errors
+/// The first that does not do, in a sentence that names its knob.
+pub fn check(config: &Config) -> Result<(), UsageError> {
+    if let Some(path) = &config.operate.admin_token_file {
+        Token::read(path)?;
+    }
+    if config.tls.is_on() {
+        certs::load(&config.tls)?;
+    }
+    Ok(())
+}
