@@ -12,7 +12,11 @@ use hawser_proto::view::link::{Batch, EdgeMessage, RouterMessage, connection_of}
 
 /// A request head comes to the same however it is cut, and has a whole answer.
 pub(crate) fn request_head(input: &[u8]) {
-    let routes = Routes { client_path: "/ws".to_owned(), echo_path: Some("/echo".to_owned()) };
+    let routes = Routes {
+        client_path: "/ws".to_owned(),
+        echo_path: Some("/echo".to_owned()),
+        origins: vec!["https://*.example.com".parse().expect("an origin")],
+    };
     let whole = http::read_head(input, 0, &routes);
     let single = (1..=input.len())
         .map(|end| http::read_head(&input[..end], end - 1, &routes))
@@ -26,6 +30,8 @@ pub(crate) fn request_head(input: &[u8]) {
             let head = &input[..upgrade.head_bytes];
             assert!(head.ends_with(b"\r\n\r\n"));
             assert!(head.get(upgrade.query.clone()).is_some());
+            assert!(head.get(upgrade.bearer.clone()).is_some());
+            let _ = http::token_of(head, upgrade);
             http::write_upgrade(&mut answer, upgrade);
             assert!(answer.ends_with(b"\r\n\r\n"));
         }

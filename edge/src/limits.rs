@@ -20,6 +20,9 @@ pub const CLIENT_MESSAGE_ID_BYTES_MAX: usize = 64;
 /// Longest token of Connect and Refresh, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 4096;
 
+/// Most entries of the list of origins; each request is held against all.
+pub const ALLOWED_ORIGINS_MAX: usize = 256;
+
 /// Longest kind of a signal, in bytes.
 pub const SIGNAL_KIND_BYTES_MAX: usize = 32;
 

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
+use crate::auth::Auth;
 use crate::certs::Loaded;
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
@@ -127,6 +128,7 @@ impl Edge {
     ) -> Result<Self, UsageError> {
         let shards = plan.shards;
         let config = Arc::new(config);
+        let auth = Auth::load(&config)?;
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
@@ -167,8 +169,12 @@ impl Edge {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
-            let given =
-                Given { counters: counters.clone(), quotas: quotas.clone(), tls: tls.clone() };
+            let given = Given {
+                auth: auth.clone(),
+                counters: counters.clone(),
+                quotas: quotas.clone(),
+                tls: tls.clone(),
+            };
             let config = config.clone();
             let (mesh, shares) = (mesh.clone(), shares.clone());
             let (stop, started) = (stop.clone(), started.clone());

@@ -4,6 +4,7 @@
 //! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplink once a turn.
 //! What a client says is dealt with in [`clients`], what the router says in [`routers`].
 
+mod admission;
 mod clients;
 mod commands;
 mod door;
@@ -21,7 +22,7 @@ use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Identity};
 use crate::client;
 use crate::config::Config;
 use crate::conn::{
@@ -151,6 +152,8 @@ impl Share {
 /// What a shard is given of what it shares with others.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
+    /// What checks tokens.
+    pub auth: Auth,
     /// What it counts.
     pub counters: Arc<Counters>,
     /// Those of all shards.
@@ -175,6 +178,8 @@ pub struct Shard {
     routes: http::Routes,
     framing: ws::Settings,
     auth: Auth,
+    /// What it was in the last turn, for what has no clock of its own at hand.
+    now: Now,
     counters: Arc<Counters>,
     share: Share,
     quotas: Arc<Quotas>,
@@ -217,6 +222,7 @@ impl Shard {
         let routes = http::Routes {
             client_path: config.client_path.clone(),
             echo_path: config.echo_path.clone(),
+            origins: config.admission.allowed_origins.clone(),
         };
         let framing =
             ws::Settings { role: ws::Role::Server, message_bytes_max: config.message_bytes_max() };
@@ -224,7 +230,8 @@ impl Shard {
             index,
             routes,
             framing,
-            auth: Auth::Dev,
+            auth: given.auth,
+            now,
             counters: given.counters,
             share,
             quotas: given.quotas,
@@ -364,7 +371,7 @@ impl Shard {
             Phase::Head { .. } => self.handle_head(now, key, bytes),
             Phase::Proxy { .. } => {}
             Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
-            Phase::Echo | Phase::Connecting(_) | Phase::Session(_) | Phase::Closing(_) => {
+            Phase::Echo | Phase::Connecting(..) | Phase::Session(_) | Phase::Closing(_) => {
                 self.handle_frames(now, key, bytes);
             }
         }
@@ -375,7 +382,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let ticks = match conn.phase {
             Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Connecting(_) | Phase::Closing(_) => {
+            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Connecting(..) | Phase::Closing(_) => {
                 0
             }
         };
@@ -426,17 +433,40 @@ impl Shard {
     ) {
         let upgrade = match outcome {
             http::Outcome::Upgrade(upgrade) => upgrade,
-            http::Outcome::Refused(refusal) => return self.refuse(now, key, refusal),
+            http::Outcome::Refused(refusal) => {
+                if *refusal == http::Refusal::ORIGIN {
+                    self.counters.origin_refused();
+                }
+                return self.refuse(now, key, refusal);
+            }
             http::Outcome::Incomplete => return,
         };
+        match self.check_head(now, bytes, upgrade) {
+            Ok(identity) => self.open(now, key, upgrade, identity),
+            Err(refusal) => return self.refuse(now, key, &refusal),
+        }
+        if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
+            self.handle_frames(now, key, rest);
+        }
+    }
+
+    /// Opens the WebSocket, for whom the request's token named if it brought one.
+    fn open(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        upgrade: &http::Upgrade,
+        identity: Option<Box<Identity>>,
+    ) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.handshakes -= 1;
         let deadline = match &upgrade.route {
             http::Route::Client(subprotocol) => {
-                conn.phase = Phase::Connecting(match subprotocol {
+                let codec = match subprotocol {
                     http::Subprotocol::Proto => Codec::Proto,
                     http::Subprotocol::Json => Codec::Json,
-                });
+                };
+                conn.phase = Phase::Connecting(codec, identity);
                 now.tick.after(self.config.connect_timeout)
             }
             http::Route::Echo(_) => {
@@ -448,9 +478,6 @@ impl Shard {
         self.counters.upgraded.add(1);
         self.send_later(key);
         self.schedule(key, deadline);
-        if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
-            self.handle_frames(now, key, rest);
-        }
     }
 
     fn handle_frames(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
@@ -503,7 +530,9 @@ impl Shard {
                         self.send_later(key);
                         Ok(())
                     }
-                    Phase::Connecting(codec) => self.handle_payload(now, key, codec, text, payload),
+                    Phase::Connecting(codec, _) => {
+                        self.handle_payload(now, key, codec, text, payload)
+                    }
                     Phase::Session(ref session) => {
                         let codec = session.codec;
                         self.handle_payload(now, key, codec, text, payload)
@@ -545,7 +574,7 @@ impl Shard {
             Phase::Proxy { .. }
             | Phase::Head { .. }
             | Phase::Echo
-            | Phase::Connecting(_)
+            | Phase::Connecting(..)
             | Phase::Session(_) => {
                 if errno == 0 {
                     CloseReason::Vanished
@@ -567,7 +596,7 @@ impl Shard {
                 Phase::Proxy { .. }
                 | Phase::Head { .. }
                 | Phase::Echo
-                | Phase::Connecting(_)
+                | Phase::Connecting(..)
                 | Phase::Session(_) => CloseReason::SocketFailed,
             };
             self.remove(key, reason);
@@ -593,8 +622,11 @@ impl Shard {
                 return self.remove(key, CloseReason::TlsTimeout);
             }
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
-            Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
+            Phase::Connecting(..) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
+            Phase::Session(session) if session.token_ends <= now.tick => {
+                return self.close(now, key, CloseReason::TokenExpired);
+            }
             Phase::Session(session) if !session.registered => {
                 let text = "no router registered this connection in time";
                 self.tell_error(key, Code::Unavailable.into(), text, true);
@@ -609,7 +641,7 @@ impl Shard {
         // A message stored only the tick: now is the time to see whether there was one.
         let deadline = conn.last_heard.after(self.config.silence_max(mode));
         if deadline > now.tick {
-            self.schedule(key, deadline);
+            self.schedule_session(key, deadline);
         } else {
             self.close(now, key, CloseReason::PingMissing);
         }
@@ -630,7 +662,7 @@ impl Shard {
                 closing.peer_closed |= answered;
             }
             Phase::Proxy { .. } | Phase::Head { .. } => return self.remove(key, reason),
-            phase @ (Phase::Echo | Phase::Connecting(_) | Phase::Session(_)) => {
+            phase @ (Phase::Echo | Phase::Connecting(..) | Phase::Session(_)) => {
                 // A peer whose framing is broken could not be understood when it answers.
                 let peer_closed = matches!(reason, CloseReason::ClosedByPeer(_));
                 let broken = matches!(reason, CloseReason::Protocol(_));
@@ -783,11 +815,18 @@ impl Shard {
         }
     }
 
+    /// The same for what may be a session, which ends with its token.
+    fn schedule_session(&mut self, key: ConnKey, deadline: Tick) {
+        let session = self.conns.get(key).and_then(Connection::session);
+        let token_ends = session.map_or(Tick::NEVER, |session| session.token_ends);
+        self.schedule(key, deadline.min(token_ends));
+    }
+
     /// Writes a frame for a client into its outbox.
     fn tell(&mut self, key: ConnKey, frame: &ServerFrame<'_>) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let codec = match &conn.phase {
-            Phase::Connecting(codec) => *codec,
+            Phase::Connecting(codec, _) => *codec,
             Phase::Session(session) => session.codec,
             Phase::Proxy { .. } | Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
         };

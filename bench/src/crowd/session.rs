@@ -381,6 +381,7 @@ impl Talk {
             | ServerFrame::Receipt(_)
             | ServerFrame::Signal(_)
             | ServerFrame::Gap(_)
+            | ServerFrame::Refreshed(_)
             | ServerFrame::Unknown => Ok(()),
         }
     }

@@ -15,8 +15,7 @@ pub mod slab;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU64;
 
-use arrayvec::ArrayString;
-
+use crate::auth::{DeviceId, Grant, Identity, UserId};
 use crate::limits;
 use crate::meter::Meter;
 use crate::timer::{Tick, TimerEntry};
@@ -128,13 +127,15 @@ impl std::fmt::Debug for Peer {
 #[derive(Debug)]
 pub struct Session {
     /// User id, from the token.
-    pub user: ArrayString<{ limits::USER_ID_BYTES_MAX }>,
+    pub user: UserId,
     /// Device id, from the client.
-    pub device: ArrayString<{ limits::DEVICE_ID_BYTES_MAX }>,
+    pub device: DeviceId,
     /// How far the client has acknowledged.
     pub acked: Acked,
-    /// When Connect came, in milliseconds since the Unix epoch.
-    pub connected_at_ms: i64,
+    /// When Connect came.
+    pub connected_at: Tick,
+    /// When the token is no longer good, what clocks may differ by included; [`Tick::NEVER`]: it does not expire.
+    pub token_ends: Tick,
     /// Which client program: an index into the shard's table.
     pub client: u16,
     /// Sends that wait for their answer from the router.
@@ -145,6 +146,8 @@ pub struct Session {
     pub mode: Mode,
     /// Whether the router has answered, and the client has its Welcome.
     pub registered: bool,
+    /// What the token lets the client do.
+    pub grant: Grant,
     /// Has been told to go: ends when its last send is answered.
     pub leaving: Option<Farewell>,
 }
@@ -184,8 +187,8 @@ pub enum Phase {
     },
     /// Every data message is given back (`--echo-path`).
     Echo,
-    /// The WebSocket is open, Connect is awaited.
-    Connecting(Codec),
+    /// The WebSocket is open, Connect is awaited; with whom the request's token named, when it brought one.
+    Connecting(Codec, Option<Box<Identity>>),
     /// Connect came and its token was good.
     Session(Session),
     /// It ends.

@@ -16,6 +16,8 @@ pub struct Upgrade {
     pub route: Route,
     /// Where in the head the query string lies, without its `?`; empty when there is none.
     pub query: Range<usize>,
+    /// Where in the head the token of `Authorization: Bearer` lies; empty when there is none.
+    pub bearer: Range<usize>,
     pub(super) accept: AcceptKey,
 }
 
@@ -108,7 +110,10 @@ mod tests {
     fn answer(route: Route) -> String {
         let accept = AcceptKey::answering(KEY).unwrap();
         let mut out = Vec::new();
-        write_upgrade(&mut out, &Upgrade { head_bytes: 0, route, query: 0..0, accept });
+        write_upgrade(
+            &mut out,
+            &Upgrade { head_bytes: 0, route, query: 0..0, bearer: 0..0, accept },
+        );
         String::from_utf8(out).unwrap()
     }
 

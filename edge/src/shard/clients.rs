@@ -1,14 +1,13 @@
 //! What a client says: each frame is checked, then done here or told to the router.
 
-use arrayvec::ArrayString;
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
-    Ack, ClientFrame, Connect, Error, Pong, Refresh, Send, SendAck, ServerFrame, SetMode, Signal,
-    Sync,
+    Ack, ClientFrame, Connect, Error, Pong, Send, SendAck, ServerFrame, SetMode, Signal, Sync,
 };
 use hawser_proto::view::link::{self, EdgeMessage};
 
 use super::{CLIENT_KINDS_MAX, Shard, open_batch};
+use crate::auth::{DeviceId, Permission};
 use crate::client;
 use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Phase, Session};
 use crate::limits;
@@ -42,7 +41,7 @@ impl Shard {
         frame: ClientFrame<'_>,
     ) -> Result<(), CloseReason> {
         let Some(conn) = self.conns.get(key) else { return Ok(()) };
-        if let Phase::Connecting(codec) = conn.phase {
+        if let Phase::Connecting(codec, _) = conn.phase {
             let ClientFrame::Connect(connect) = frame else {
                 let text = CloseReason::NotConnected.text();
                 self.tell_error(key, Code::NotConnected.into(), text, false);
@@ -71,7 +70,7 @@ impl Shard {
                     after_sequence,
                 }));
             }
-            ClientFrame::Refresh(refresh) => self.handle_refresh(key, refresh),
+            ClientFrame::Refresh(refresh) => self.handle_refresh(now, key, refresh),
             ClientFrame::Connect(_) => {
                 self.tell_error(key, Code::AlreadyConnected.into(), "already connected", false);
             }
@@ -94,16 +93,14 @@ impl Shard {
             self.tell_error(key, Code::InvalidArgument.into(), text, false);
             return Err(CloseReason::BadConnect);
         }
-        let user = match self.auth.check(connect.token) {
-            Ok(user) => user,
-            Err(refused) => {
-                self.tell_error(key, Code::Unauthenticated.into(), refused.text(), false);
-                return Err(CloseReason::Unauthenticated);
-            }
-        };
-        let Ok(device) = ArrayString::from(connect.device_id) else {
+        let Ok(device) = DeviceId::from(connect.device_id) else {
             return Err(CloseReason::BadConnect);
         };
+        let identity = match self.check_connect(now, key, &connect) {
+            Ok(identity) => identity,
+            Err(refused) => return Err(self.tell_refused(key, refused)),
+        };
+        let user = identity.user;
         if let Some(older) = self.registry.find_device(&self.conns, &user, &device) {
             self.replace(now, older);
         }
@@ -118,18 +115,20 @@ impl Shard {
             user,
             device,
             acked: Acked::new(connect.resume_cursor),
-            connected_at_ms: now.unix_ms,
+            connected_at: now.tick,
+            token_ends: self.token_ends(now, &identity),
             client,
             sends_in_flight: 0,
             codec,
             mode: Mode::from_number(connect.mode),
             registered: false,
+            grant: identity.grant,
             leaving: None,
         };
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         conn.phase = Phase::Session(session);
         self.registry.insert(&self.conns, key);
-        self.schedule(key, now.tick.after(self.config.connect_timeout));
+        self.schedule_session(key, now.tick.after(self.config.connect_timeout));
         self.register(key, false);
         Ok(())
     }
@@ -167,7 +166,7 @@ impl Shard {
             user: &session.user,
             device: &session.device,
             cursor: session.acked.sequence(),
-            connected_at_ms: session.connected_at_ms,
+            connected_at_ms: self.now.unix_ms_at(session.connected_at),
             client_kind: kind,
             client_version: version,
             answer: !session.registered,
@@ -213,6 +212,13 @@ impl Shard {
         }
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         let Phase::Session(session) = &mut conn.phase else { return Ok(()) };
+        let (permission, text) = match send.to_group {
+            "" => (Permission::SendUsers, "the token does not allow to send to users"),
+            _ => (Permission::SendGroups, "the token does not allow to send to groups"),
+        };
+        if !session.grant.allows(permission) {
+            return Err((Code::PermissionDenied, text, false));
+        }
         let expires_at_ms = match send.expires_after_ms {
             Some(after) => {
                 now.unix_ms.saturating_add(i64::try_from(after).unwrap_or(i64::MAX)).max(1)
@@ -260,6 +266,11 @@ impl Shard {
         } else {
             let connection = key.to_connection_id(self.index);
             let Some(session) = self.session(key) else { return };
+            if !session.grant.allows(Permission::Signals) {
+                self.counters.signals_denied.add(1);
+                let text = "the token does not allow signals";
+                return self.tell_error(key, Code::PermissionDenied.into(), text, false);
+            }
             let from = session.user;
             let Signal { user: to, kind, payload } = signal;
             return self.say(&EdgeMessage::Signal(link::Signal {
@@ -279,26 +290,11 @@ impl Shard {
         session.mode = mode;
         if session.registered {
             // The new deadline may be earlier than the one in the wheel.
-            self.schedule(key, now.tick.after(silence_max));
+            self.schedule_session(key, now.tick.after(silence_max));
         }
     }
 
-    fn handle_refresh(&mut self, key: ConnKey, refresh: Refresh<'_>) {
-        let checked = if refresh.token.len() > limits::TOKEN_BYTES_MAX {
-            Err("token: at most 4,096 bytes")
-        } else {
-            self.auth.check(refresh.token).map_err(|refused| refused.text())
-        };
-        let Some(session) = self.session(key) else { return };
-        let text = match checked {
-            Ok(user) if user == session.user => return,
-            Ok(_) => "token of another user",
-            Err(text) => text,
-        };
-        self.tell_error(key, Code::Unauthenticated.into(), text, false);
-    }
-
-    fn session(&mut self, key: ConnKey) -> Option<&mut Session> {
+    pub(super) fn session(&mut self, key: ConnKey) -> Option<&mut Session> {
         self.conns.get_mut(key)?.session_mut()
     }
 

@@ -76,7 +76,7 @@ impl Shard {
             Phase::Closing(_) => {}
             Phase::Proxy { .. } => self.remove(key, farewell.reason()),
             Phase::Head { .. } => self.refuse(now, key, &http::Refusal::overloaded()),
-            Phase::Echo | Phase::Connecting(_) => self.close(now, key, farewell.reason()),
+            Phase::Echo | Phase::Connecting(..) => self.close(now, key, farewell.reason()),
             Phase::Session(session) => {
                 session.leaving = Some(farewell);
                 let reason = farewell.reason().text();

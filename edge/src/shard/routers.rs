@@ -22,6 +22,7 @@ const RESENDS_MAX: usize = 1024;
 impl Shard {
     /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
+        self.now = now;
         self.take_commands(now, mesh);
         self.counters.connections.set(self.conns.len() as u64);
         self.counters.handshakes.set(self.handshakes as u64);
@@ -199,7 +200,7 @@ impl Shard {
         if std::mem::replace(&mut session.registered, true) {
             return;
         }
-        let (user, mode) = (session.user, session.mode);
+        let (user, mode, token_ends) = (session.user, session.mode, session.token_ends);
         let config = &self.config;
         let welcome = Welcome {
             connection_id: registered.connection,
@@ -217,13 +218,14 @@ impl Shard {
             cursor: registered.cursor,
             resumed: registered.resumed,
             user: &user,
+            token_expires_at_ms: self.token_expires_at_ms(now, token_ends),
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
         self.schedule_silence(now, key, mode);
     }
 
     fn schedule_silence(&mut self, now: Now, key: ConnKey, mode: Mode) {
-        self.schedule(key, now.tick.after(self.config.silence_max(mode)));
+        self.schedule_session(key, now.tick.after(self.config.silence_max(mode)));
     }
 
     fn handle_send_ack(&mut self, now: Now, ack: link::SendAck<'_>) {
