@@ -9,8 +9,13 @@
 //!
 //! Everything but the service is free of I/O and is told the time. A token is written into no log and no error.
 
+pub mod ask;
+mod fetch;
+mod http_client;
 pub mod jwt;
 pub mod keys;
+mod owner;
+pub mod service;
 #[cfg(test)]
 #[path = "../tests/support/tokens.rs"]
 pub(crate) mod tokens;
@@ -22,7 +27,9 @@ use arrayvec::ArrayString;
 use hawser_proto::client::error::Code;
 use hawser_proto::knobs::UsageError;
 
+use self::ask::{Ask, Asks};
 use self::jwt::Jwt;
+use self::service::Service;
 use crate::config::Config;
 use crate::limits;
 
@@ -267,50 +274,112 @@ impl Refused {
     }
 }
 
-/// What checks tokens; one for all shards.
+/// What comes of a token at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// This.
+    Now(Result<Identity, Refused>),
+    /// The auth thread has to be asked ([`Auth::try_ask`]).
+    Ask,
+}
+
+/// What checks tokens; a shard has its own copy, which shares the keys with all others.
 #[derive(Clone)]
-pub enum Auth {
-    /// The token is the user id: for development, on loopback alone.
+pub struct Auth {
+    way: Way,
+    asks: Option<Asks>,
+    skew_ms: i64,
+}
+
+#[derive(Clone)]
+enum Way {
     Dev,
-    /// Keys.
     Jwt(Arc<Jwt>),
+    Owner,
 }
 
 impl Auth {
-    /// What the knobs ask for; reads the files of keys.
+    /// The token is the user id: for development, on loopback alone.
+    #[must_use]
+    pub fn dev() -> Self {
+        Self { way: Way::Dev, asks: None, skew_ms: 0 }
+    }
+
+    /// Keys that are there, and none that has to be fetched.
+    #[must_use]
+    pub fn keys(jwt: Arc<Jwt>) -> Self {
+        let skew_ms = jwt.skew_ms();
+        Self { way: Way::Jwt(jwt), asks: None, skew_ms }
+    }
+
+    /// What the knobs ask for; reads the files of keys. Where something has to be asked over the network, also the
+    /// service that does so, to be started.
     ///
     /// # Errors
     /// A sentence that names the knob and the file.
-    pub fn load(config: &Config) -> Result<Self, UsageError> {
-        if config.admission.has_keys() {
-            return Ok(Self::Jwt(Arc::new(Jwt::load(&config.admission)?)));
+    pub fn load(config: &Config) -> Result<(Self, Option<Service>), UsageError> {
+        let knobs = &config.admission;
+        if knobs.auth_url.is_some() {
+            let (asks, service) = Service::of_owner(knobs)?;
+            return Ok((Self { way: Way::Owner, asks: Some(asks), skew_ms: 0 }, Some(service)));
         }
-        Ok(Self::Dev)
+        if !knobs.has_keys() {
+            return Ok((Self::dev(), None));
+        }
+        let jwt = Arc::new(Jwt::load(knobs)?);
+        let mut auth = Self::keys(jwt.clone());
+        if knobs.jwt_jwks_url.is_none() {
+            return Ok((auth, None));
+        }
+        let (asks, service) = Service::of_keys(knobs, jwt)?;
+        auth.asks = Some(asks);
+        Ok((auth, Some(service)))
     }
 
     /// Whose token this is.
-    ///
-    /// # Errors
-    /// [`Refused`], with the sentence for the client.
-    pub fn check(&self, unix_ms: i64, token: &str) -> Result<Identity, Refused> {
+    #[must_use]
+    pub fn check(&self, unix_ms: i64, token: &str) -> Checked {
         if token.is_empty() {
-            return Err(Refused::Missing);
+            return Checked::Now(Err(Refused::Missing));
         }
         if token.len() > limits::TOKEN_BYTES_MAX {
-            return Err(Refused::TooLong);
+            return Checked::Now(Err(Refused::TooLong));
         }
-        match self {
-            Self::Dev => user_id(token).map(Identity::unbounded),
-            Self::Jwt(jwt) => jwt.check(unix_ms, token),
+        match &self.way {
+            Way::Dev => Checked::Now(user_id(token).map(Identity::unbounded)),
+            Way::Jwt(jwt) => match jwt.check(unix_ms, token) {
+                // The key may have been published since.
+                Err(Refused::UnknownKey | Refused::Unavailable) if self.asks.is_some() => {
+                    Checked::Ask
+                }
+                checked => Checked::Now(checked),
+            },
+            Way::Owner => Checked::Ask,
         }
+    }
+
+    /// Asks the auth thread; the answer is a [`crate::command::Command::Verdict`].
+    ///
+    /// # Errors
+    /// [`Refused::Overloaded`] when too many questions wait.
+    pub fn try_ask(&self, ask: Ask) -> Result<(), Refused> {
+        self.asks.as_ref().map_or(Err(Refused::Unavailable), |asks| asks.try_ask(ask))
     }
 
     /// How long after its expiry a token still counts, in milliseconds.
     #[must_use]
     pub fn skew_ms(&self) -> i64 {
-        match self {
-            Self::Dev => 0,
-            Self::Jwt(jwt) => jwt.skew_ms(),
+        self.skew_ms
+    }
+
+    /// Reads the files of keys again, and takes their keys from now on for all shards.
+    ///
+    /// # Errors
+    /// A sentence that names the knob and the file; the keys before it stay.
+    pub fn reload_files(&self) -> Result<(), String> {
+        match &self.way {
+            Way::Jwt(jwt) => jwt.reload_files(),
+            Way::Dev | Way::Owner => Ok(()),
         }
     }
 }
@@ -346,7 +415,10 @@ mod tests {
 
     #[test]
     fn in_development_the_token_is_the_user() {
-        let who = |token: &str| Auth::Dev.check(0, token).map(|identity| identity.user.to_string());
+        let who = |token: &str| match Auth::dev().check(0, token) {
+            Checked::Now(checked) => checked.map(|identity| identity.user.to_string()),
+            Checked::Ask => panic!("nobody is to be asked"),
+        };
         assert_eq!(who("alice"), Ok("alice".into()));
         assert_eq!(who(""), Err(Refused::Missing));
         assert_eq!(who(&"a".repeat(64)), Ok("a".repeat(64)));
