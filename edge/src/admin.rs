@@ -57,15 +57,20 @@ impl Admin {
 }
 
 async fn health(State(edge): State<Arc<EdgeState>>) -> impl IntoResponse {
+    let unavailable = |text: &str| (StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
     if edge.is_draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining: clients are sent to other edges\n")
-    } else if edge.link_is_up() {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "degraded: no link to a router, new clients cannot be registered\n",
-        )
+        return unavailable("draining: clients are sent to other edges\n");
+    }
+    if !edge.link_is_up() {
+        return unavailable("degraded: no link to a router, new clients cannot be registered\n");
+    }
+    // With what it knows the edge goes on, so balancers are to go on with it; only one that can let in nobody at all is
+    // not fit.
+    let Some(auth) = edge.auth_health() else { return (StatusCode::OK, "ok\n".to_owned()) };
+    match auth.told() {
+        Some(trouble) if auth.is_closed() => unavailable(&format!("degraded: {trouble}\n")),
+        Some(trouble) => (StatusCode::OK, format!("degraded: {trouble}\n")),
+        None => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 

@@ -101,6 +101,9 @@ impl Grant {
     /// Everything, in the rate class of all who have none.
     pub const ALL: Self = Self(0b111);
 
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+
     /// These permissions by name, unknown ones passed over, in this rate class; a class above the highest counts as 0.
     fn new<'a>(permissions: Option<impl IntoIterator<Item = &'a str>>, rate_class: u8) -> Self {
         let bits = permissions.map_or(Self::ALL.0, |names| {
@@ -298,6 +301,23 @@ enum Way {
     Owner,
 }
 
+impl Default for Auth {
+    /// [`Self::dev`], which the knobs let on loopback alone; the server says always which it wants.
+    fn default() -> Self {
+        Self::dev()
+    }
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.way {
+            Way::Dev => "--dev-auth",
+            Way::Jwt(_) => "keys",
+            Way::Owner => "--auth-url",
+        })
+    }
+}
+
 impl Auth {
     /// The token is the user id: for development, on loopback alone.
     #[must_use]
@@ -306,10 +326,15 @@ impl Auth {
     }
 
     /// Keys that are there, and none that has to be fetched.
-    #[must_use]
-    pub fn keys(jwt: Arc<Jwt>) -> Self {
+    fn keys(jwt: Arc<Jwt>) -> Self {
         let skew_ms = jwt.skew_ms();
         Self { way: Way::Jwt(jwt), asks: None, skew_ms }
+    }
+
+    /// Everybody's token has to be asked about; the test that holds the other end answers.
+    #[cfg(test)]
+    pub(crate) fn asking(asks: Asks) -> Self {
+        Self { way: Way::Owner, asks: Some(asks), skew_ms: 0 }
     }
 
     /// What the knobs ask for; reads the files of keys. Where something has to be asked over the network, also the

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::auth::ask::Verdict;
 use crate::config::Config;
 use crate::drain;
 
@@ -17,4 +18,6 @@ pub enum Command {
     Certificates(Arc<rustls::ServerConfig>),
     /// Send all clients away, or a share of them, over a window of time.
     Drain(drain::Order),
+    /// Whose token a connection has brought, as the auth thread says.
+    Verdict(Box<Verdict>),
 }

@@ -10,6 +10,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
 use crate::auth::Auth;
+use crate::auth::service::{Health, Service};
 use crate::certs::Loaded;
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
@@ -44,6 +45,8 @@ pub struct State {
     certificates_expire: AtomicU64,
     stop: Arc<AtomicBool>,
     mesh: Arc<Mesh>,
+    auth: Auth,
+    auth_health: Option<Arc<Health>>,
 }
 
 impl State {
@@ -101,9 +104,26 @@ impl State {
         self.link_up.load(Ordering::Relaxed)
     }
 
+    /// How the check of tokens over the network is doing, where there is one.
+    #[must_use]
+    pub fn auth_health(&self) -> Option<&Health> {
+        self.auth_health.as_deref()
+    }
+
+    /// Reads the files of keys again; all shards check tokens with them from then on.
+    ///
+    /// # Errors
+    /// A sentence that names the knob and the file; the keys before it stay.
+    pub fn reload_keys(&self) -> Result<(), String> {
+        self.auth.reload_files()
+    }
+
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
+        if let Some(health) = &self.auth_health {
+            health.render(out);
+        }
         let expire = self.certificates_expire.load(Ordering::Relaxed);
         if expire > 0 {
             metrics::render_gauge(
@@ -128,7 +148,8 @@ impl Edge {
     ) -> Result<Self, UsageError> {
         let shards = plan.shards;
         let config = Arc::new(config);
-        let auth = Auth::load(&config)?;
+        let (auth, service) = Auth::load(&config)?;
+        let auth_health = service.as_ref().map(Service::health);
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
@@ -154,7 +175,12 @@ impl Edge {
             certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
             mesh: mesh.clone(),
+            auth: auth.clone(),
+            auth_health,
         });
+        if let Some(service) = service {
+            service.start(mesh.clone())?;
+        }
         let mut edge = Self { listen, state, shards: Vec::with_capacity(shards) };
         let listeners = (0..plan.cores)
             .map(|_| driver::listen(listen))

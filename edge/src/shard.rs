@@ -17,17 +17,20 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ahash::AHashSet;
 use hawser_proto::client::error::Code;
 use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
-use crate::auth::{Auth, Identity};
+use self::admission::HeadToken;
+use crate::auth::ask::Verdict;
+use crate::auth::{Auth, Identity, Refused};
 use crate::client;
 use crate::config::Config;
 use crate::conn::{
     self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Mode, Peer,
-    Phase, Receiving, Sending, Session,
+    Phase, Receiving, Sending, Session, Step,
 };
 use crate::drain::Drain;
 use crate::http;
@@ -178,6 +181,8 @@ pub struct Shard {
     routes: http::Routes,
     framing: ws::Settings,
     auth: Auth,
+    /// Sessions whose Refresh is being asked about, one each.
+    refreshing: AHashSet<ConnKey>,
     /// What it was in the last turn, for what has no clock of its own at hand.
     now: Now,
     counters: Arc<Counters>,
@@ -231,6 +236,7 @@ impl Shard {
             routes,
             framing,
             auth: given.auth,
+            refreshing: AHashSet::new(),
             now,
             counters: given.counters,
             share,
@@ -371,7 +377,11 @@ impl Shard {
             Phase::Head { .. } => self.handle_head(now, key, bytes),
             Phase::Proxy { .. } => {}
             Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
-            Phase::Echo | Phase::Connecting(..) | Phase::Session(_) | Phase::Closing(_) => {
+            Phase::Asking(_)
+            | Phase::Echo
+            | Phase::Connecting(..)
+            | Phase::Session(_)
+            | Phase::Closing(_) => {
                 self.handle_frames(now, key, bytes);
             }
         }
@@ -382,9 +392,11 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let ticks = match conn.phase {
             Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Connecting(..) | Phase::Closing(_) => {
-                0
-            }
+            Phase::Proxy { .. }
+            | Phase::Head { .. }
+            | Phase::Asking(_)
+            | Phase::Connecting(..)
+            | Phase::Closing(_) => 0,
         };
         if ticks > 0 && !conn.throttled {
             conn.throttled = true;
@@ -441,8 +453,12 @@ impl Shard {
             }
             http::Outcome::Incomplete => return,
         };
-        match self.check_head(now, bytes, upgrade) {
-            Ok(identity) => self.open(now, key, upgrade, identity),
+        match self.check_head(now, key, bytes, upgrade) {
+            Ok(HeadToken::None) => self.open(now, key, upgrade, None),
+            Ok(HeadToken::Of(identity)) => self.open(now, key, upgrade, Some(identity)),
+            Ok(HeadToken::Asked) => {
+                self.await_verdict(now, key, Step::Upgrade(upgrade.clone()));
+            }
             Err(refusal) => return self.refuse(now, key, &refusal),
         }
         if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
@@ -487,6 +503,9 @@ impl Shard {
         let mut at = 0;
         let outcome = loop {
             let Some(input @ [_, ..]) = bytes.get_mut(at..) else { break Ok(()) };
+            if self.is_asking(key) {
+                break self.hold(key, input);
+            }
             match decoder.next(input, &self.framing, &mut self.decoder_pool) {
                 Ok((taken, item)) => {
                     at += taken;
@@ -537,7 +556,10 @@ impl Shard {
                         let codec = session.codec;
                         self.handle_payload(now, key, codec, text, payload)
                     }
-                    Phase::Proxy { .. } | Phase::Head { .. } | Phase::Closing(_) => Ok(()),
+                    Phase::Proxy { .. }
+                    | Phase::Head { .. }
+                    | Phase::Asking(_)
+                    | Phase::Closing(_) => Ok(()),
                 }
             }
             ws::Item::Ping(payload) => {
@@ -573,6 +595,7 @@ impl Shard {
             Phase::Closing(closing) => closing.reason,
             Phase::Proxy { .. }
             | Phase::Head { .. }
+            | Phase::Asking(_)
             | Phase::Echo
             | Phase::Connecting(..)
             | Phase::Session(_) => {
@@ -595,6 +618,7 @@ impl Shard {
                 Phase::Closing(closing) => closing.reason,
                 Phase::Proxy { .. }
                 | Phase::Head { .. }
+                | Phase::Asking(_)
                 | Phase::Echo
                 | Phase::Connecting(..)
                 | Phase::Session(_) => CloseReason::SocketFailed,
@@ -622,6 +646,11 @@ impl Shard {
                 return self.remove(key, CloseReason::TlsTimeout);
             }
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
+            // The auth thread keeps to its time, unless it cannot.
+            Phase::Asking(_) => {
+                let (key, outcome) = (key, Err(Refused::Unavailable));
+                return self.handle_verdict(now, Verdict { key, outcome });
+            }
             Phase::Connecting(..) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
             Phase::Session(session) if session.token_ends <= now.tick => {
@@ -662,7 +691,9 @@ impl Shard {
                 closing.peer_closed |= answered;
             }
             Phase::Proxy { .. } | Phase::Head { .. } => return self.remove(key, reason),
-            phase @ (Phase::Echo | Phase::Connecting(..) | Phase::Session(_)) => {
+            Phase::Asking(asking) if asking.is_handshake() => return self.remove(key, reason),
+            phase
+            @ (Phase::Asking(_) | Phase::Echo | Phase::Connecting(..) | Phase::Session(_)) => {
                 // A peer whose framing is broken could not be understood when it answers.
                 let peer_closed = matches!(reason, CloseReason::ClosedByPeer(_));
                 let broken = matches!(reason, CloseReason::Protocol(_));
@@ -749,6 +780,9 @@ impl Shard {
             if conn.phase.is_handshake() {
                 self.handshakes -= 1;
             }
+            if !self.refreshing.is_empty() {
+                self.refreshing.remove(&key);
+            }
             if conn.counted.address {
                 self.quotas.leave_address(conn.peer);
             }
@@ -791,6 +825,7 @@ impl Shard {
         let sends = conn.session().map_or(0, |s| s.sends_in_flight);
         let wanted = conn.outbox.bytes() <= OUTBOX_READ_BYTES_MAX
             && !conn.throttled
+            && !matches!(conn.phase, Phase::Asking(_))
             && u32::from(sends) < self.config.sends_in_flight_max
             && !(congested && conn.session().is_some());
         match conn.receiving {
@@ -817,7 +852,7 @@ impl Shard {
 
     /// The same for what may be a session, which ends with its token.
     fn schedule_session(&mut self, key: ConnKey, deadline: Tick) {
-        let session = self.conns.get(key).and_then(Connection::session);
+        let session = self.conns.get(key).and_then(|conn| conn.session());
         let token_ends = session.map_or(Tick::NEVER, |session| session.token_ends);
         self.schedule(key, deadline.min(token_ends));
     }
@@ -828,7 +863,11 @@ impl Shard {
         let codec = match &conn.phase {
             Phase::Connecting(codec, _) => *codec,
             Phase::Session(session) => session.codec,
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
+            Phase::Proxy { .. }
+            | Phase::Head { .. }
+            | Phase::Asking(_)
+            | Phase::Echo
+            | Phase::Closing(_) => return,
         };
         client::write(codec, frame, conn.outbox.writer(&mut self.pool));
         self.counters.sent_messages.add(1);

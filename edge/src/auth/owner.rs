@@ -58,7 +58,7 @@ impl Owner {
             tokio::select! {
                 ask = asks.recv(), if calls.len() < self.knobs.auth_calls_max => {
                     let Some(ask) = ask else { return };
-                    match cache.find(&ask) {
+                    match cache.find(&ask, Instant::now()) {
                         Some(outcome) => {
                             desk.health.cache_hits.fetch_add(1, Ordering::Relaxed);
                             desk.deliver(&ask, outcome).await;
@@ -95,7 +95,8 @@ impl Owner {
             .body(body);
         let knobs = self.knobs.clone();
         calls.spawn(async move {
-            let outcome = if left.is_zero() { Err(Failure::Late) } else { answer(request, &knobs).await };
+            let outcome =
+                if left.is_zero() { Err(Failure::Late) } else { answer(request, &knobs).await };
             Answer { ask, outcome }
         });
     }
@@ -123,7 +124,7 @@ impl Owner {
         }
         let outcome = outcome.unwrap_or(Err(Refused::Unavailable));
         if !outcome.is_err_and(Refused::is_retryable) {
-            cache.insert(ask, outcome);
+            cache.insert(ask, outcome, Instant::now());
         }
         outcome
     }
@@ -211,28 +212,27 @@ impl Cache {
         context.finish().as_ref().try_into().ok()
     }
 
-    fn find(&mut self, ask: &Ask) -> Option<Result<Identity, Refused>> {
-        self.forget(CACHE_ANSWERS_MAX);
+    fn find(&mut self, ask: &Ask, now: Instant) -> Option<Result<Identity, Refused>> {
+        self.forget(now, CACHE_ANSWERS_MAX);
         let (_, outcome) = self.answers.get(&Self::digest(ask)?)?;
         let expired = |identity: Identity| identity.expires_at_ms.is_some_and(|at| at <= unix_ms());
         Some(if outcome.is_ok_and(expired) { Err(Refused::Expired) } else { *outcome })
     }
 
-    fn insert(&mut self, ask: &Ask, outcome: Result<Identity, Refused>) {
+    fn insert(&mut self, ask: &Ask, outcome: Result<Identity, Refused>, now: Instant) {
         if self.keep.is_zero() {
             return;
         }
-        self.forget(CACHE_ANSWERS_MAX - 1);
+        self.forget(now, CACHE_ANSWERS_MAX - 1);
         let Some(digest) = Self::digest(ask) else { return };
-        let at = Instant::now();
-        self.answers.insert(digest, (at, outcome));
-        self.order.push_back((at, digest));
+        self.answers.insert(digest, (now, outcome));
+        self.order.push_back((now, digest));
     }
 
     /// Forgets what is too old, and the oldest until at most `max` are left.
-    fn forget(&mut self, max: usize) {
+    fn forget(&mut self, now: Instant, max: usize) {
         while let Some((at, digest)) = self.order.front() {
-            if at.elapsed() < self.keep && self.order.len() <= max {
+            if now < *at + self.keep && self.order.len() <= max {
                 return;
             }
             // A newer answer to the same question stands further behind.
@@ -260,33 +260,33 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_counts_for_its_time_and_for_what_was_asked() {
+    #[test]
+    fn an_answer_counts_for_its_time_and_for_what_was_asked() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
         let mut cache = Cache::new(Duration::from_secs(30));
-        let refused = Err(Refused::ByService);
-        cache.insert(&ask("t", "d", "127.0.0.1"), refused);
+        let (refused, question) = (Err(Refused::ByService), ask("t", "d", "127.0.0.1"));
+        cache.insert(&question, refused, start);
         for other in [ask("t", "", "127.0.0.1"), ask("td", "", "127.0.0.1"), ask("t", "d", "::1")] {
-            assert_eq!(cache.find(&other), None, "{other:?}");
+            assert_eq!(cache.find(&other, start), None, "{other:?}");
         }
-        tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(cache.find(&ask("t", "d", "127.0.0.1")), Some(refused));
+        assert_eq!(cache.find(&question, after(20)), Some(refused));
         let identity = Identity::unbounded(user_id("alice").unwrap());
-        cache.insert(&ask("t", "d", "127.0.0.1"), Ok(identity));
-        tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(cache.find(&ask("t", "d", "127.0.0.1")), Some(Ok(identity)));
-        tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!(cache.find(&ask("t", "d", "127.0.0.1")), None);
+        cache.insert(&question, Ok(identity), after(20));
+        assert_eq!(cache.find(&question, after(40)), Some(Ok(identity)));
+        assert_eq!(cache.find(&question, after(50)), None);
         assert!(cache.answers.is_empty() && cache.order.is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn at_the_bound_the_oldest_answer_goes() {
+    #[test]
+    fn at_the_bound_the_oldest_answer_goes() {
+        let now = Instant::now();
         let mut cache = Cache::new(Duration::from_secs(30));
         for number in 0..=CACHE_ANSWERS_MAX {
-            cache.insert(&ask(&number.to_string(), "", "::1"), Err(Refused::ByService));
+            cache.insert(&ask(&number.to_string(), "", "::1"), Err(Refused::ByService), now);
         }
         assert_eq!(cache.answers.len(), CACHE_ANSWERS_MAX);
-        assert_eq!(cache.find(&ask("0", "", "::1")), None);
-        assert!(cache.find(&ask("1", "", "::1")).is_some());
+        assert_eq!(cache.find(&ask("0", "", "::1"), now), None);
+        assert!(cache.find(&ask("1", "", "::1"), now).is_some());
     }
 }

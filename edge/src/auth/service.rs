@@ -24,6 +24,8 @@ use crate::mesh::{Full, Mesh};
 /// deadline of its own.
 const DELIVER_AGAIN: Duration = Duration::from_millis(5);
 const DELIVERIES_MAX: usize = 1000;
+/// The same trouble, come again, is told in the log after so many milliseconds.
+const TELL_AGAIN_MS: i64 = 10_000;
 
 /// Ready to be started.
 pub struct Service {
@@ -34,11 +36,14 @@ pub struct Service {
 
 enum Work {
     Keys(Fetcher),
-    Owner(Owner),
+    Owner(Box<Owner>),
 }
 
 impl Service {
-    pub(super) fn of_keys(knobs: &AdmissionKnobs, jwt: Arc<Jwt>) -> Result<(Asks, Self), UsageError> {
+    pub(super) fn of_keys(
+        knobs: &AdmissionKnobs,
+        jwt: Arc<Jwt>,
+    ) -> Result<(Asks, Self), UsageError> {
         let knob = "--jwt-jwks-url";
         let url = wanted(knob, knobs.jwt_jwks_url.as_ref())?;
         let fetcher = Fetcher {
@@ -48,7 +53,10 @@ impl Service {
             refresh: knobs.jwt_jwks_refresh,
             refetch_min: knobs.jwt_jwks_refetch_min,
         };
-        let health = Health { keys_wanted: true, ..Health::default() };
+        let has_files = !knobs.jwt_key_file.is_empty()
+            || !knobs.jwt_hs256_key_file.is_empty()
+            || knobs.jwt_jwks_file.is_some();
+        let health = Health { keys_wanted: !has_files, ..Health::default() };
         Ok(Self::new(Work::Keys(fetcher), health))
     }
 
@@ -56,7 +64,10 @@ impl Service {
         let knob = "--auth-url";
         let url = wanted(knob, knobs.auth_url.as_ref())?.secret().clone();
         let client = http_client::client(knob, knobs.auth_timeout)?;
-        Ok(Self::new(Work::Owner(Owner { knobs: knobs.clone(), url, client }), Health::default()))
+        Ok(Self::new(
+            Work::Owner(Box::new(Owner { knobs: knobs.clone(), url, client })),
+            Health::default(),
+        ))
     }
 
     fn new(work: Work, health: Health) -> (Asks, Self) {
@@ -75,7 +86,8 @@ impl Service {
     /// # Errors
     /// No thread to be had.
     pub fn start(self, mesh: Arc<Mesh>) -> Result<(), UsageError> {
-        let told = |error: std::io::Error| UsageError(format!("--auth-url: no thread to ask it: {error}"));
+        let told =
+            |error: std::io::Error| UsageError(format!("--auth-url: no thread to ask it: {error}"));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(told)?;
         let desk = Desk { mesh, health: self.health };
@@ -95,7 +107,9 @@ impl Service {
 fn wanted(knob: &str, url: Option<&ServiceUrl>) -> Result<ServiceUrl, UsageError> {
     let url = url.ok_or_else(|| UsageError(format!("{knob}: is missing")))?;
     if url.is_in_the_clear() {
-        tracing::warn!("{knob}: {url} is not https: whoever stands between can read and change what is said");
+        tracing::warn!(
+            "{knob}: {url} is not https: whoever stands between can read and change what is said"
+        );
     }
     Ok(url.clone())
 }
@@ -118,7 +132,10 @@ impl Desk {
             }
             tokio::time::sleep(DELIVER_AGAIN).await;
         }
-        tracing::warn!(shard = ask.shard, "a shard takes no commands, an answer to a token is dropped");
+        tracing::warn!(
+            shard = ask.shard,
+            "a shard takes no commands, an answer to a token is dropped"
+        );
     }
 }
 
@@ -129,6 +146,7 @@ pub struct Health {
     keys_wanted: bool,
     /// Why it does not work at the moment. Locked for a moment by the auth thread and by who asks.
     trouble: Mutex<Option<String>>,
+    told_at_ms: AtomicI64,
     pub(super) fetched_at_ms: AtomicI64,
     pub(super) fetches: AtomicU64,
     pub(super) fetch_failures: AtomicU64,
@@ -153,21 +171,23 @@ impl Health {
         self.keys_wanted && self.fetched_at_ms.load(Ordering::Relaxed) == 0
     }
 
-    /// Notes what does not work; told in the log when it is new.
+    /// Notes what does not work; told in the log when it is new, and not more often than [`TELL_AGAIN_MS`] where it comes
+    /// and goes.
     pub(super) fn trouble(&self, sentence: String) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if trouble.as_deref() != Some(&sentence) {
-            tracing::warn!("{sentence}");
+            let now_ms = unix_ms();
+            if now_ms - self.told_at_ms.load(Ordering::Relaxed) >= TELL_AGAIN_MS {
+                self.told_at_ms.store(now_ms, Ordering::Relaxed);
+                tracing::warn!("{sentence}");
+            }
             *trouble = Some(sentence);
         }
     }
 
-    /// Notes that it works again.
+    /// Notes that it works.
     pub(super) fn mend(&self) {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(trouble) = trouble {
-            tracing::info!("mended: {trouble}");
-        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Appends the metrics in Prometheus' text format.
@@ -208,7 +228,10 @@ impl Health {
 }
 
 /// What time it is in the calendar.
-#[expect(clippy::disallowed_methods, reason = "the auth thread is at the rim, and has a clock of its own")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the auth thread is at the rim, and has a clock of its own"
+)]
 pub(super) fn unix_ms() -> i64 {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(unix.as_millis()).unwrap_or(i64::MAX)

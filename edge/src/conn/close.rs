@@ -83,10 +83,9 @@ impl CloseReason {
             | Self::Replaced
             | Self::Operator
             | Self::PingMissing => Some(1008),
-            Self::SlowReader
-            | Self::RouterUnavailable
-            | Self::UserLimit
-            | Self::TokenUnchecked => Some(1013),
+            Self::SlowReader | Self::RouterUnavailable | Self::UserLimit | Self::TokenUnchecked => {
+                Some(1013)
+            }
             Self::TokenExpired => Some(TOKEN_EXPIRED),
             Self::GoingAway => Some(1001),
             // Service restart (IANA registry of close codes): come back soon.

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU64;
 
 use crate::auth::{DeviceId, Grant, Identity, UserId};
+use crate::http::Upgrade;
 use crate::limits;
 use crate::meter::Meter;
 use crate::timer::{Tick, TimerEntry};
@@ -146,8 +147,6 @@ pub struct Session {
     pub mode: Mode,
     /// Whether the router has answered, and the client has its Welcome.
     pub registered: bool,
-    /// What the token lets the client do.
-    pub grant: Grant,
     /// Has been told to go: ends when its last send is answered.
     pub leaving: Option<Farewell>,
 }
@@ -172,6 +171,47 @@ impl Farewell {
     }
 }
 
+/// What waits until it is known whose the token is.
+#[derive(Debug)]
+pub struct Asking {
+    /// What goes on then.
+    pub step: Step,
+    /// What came in the meantime, still framed: dealt with afterwards.
+    pub held: Vec<u8>,
+}
+
+/// What a token was brought for.
+#[derive(Debug)]
+pub enum Step {
+    /// The request, which is answered then.
+    Upgrade(Upgrade),
+    /// Connect, and whom the token of the request named.
+    Connect(Opening, Option<UserId>),
+}
+
+/// What a Connect asks for besides its token.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Which of the user's devices.
+    pub device: DeviceId,
+    /// How far it has acknowledged.
+    pub acked: Acked,
+    /// Which client program: an index into the shard's table.
+    pub client: u16,
+    /// How the client wants its frames.
+    pub codec: Codec,
+    /// How attentive the client is.
+    pub mode: Mode,
+}
+
+impl Asking {
+    /// Whether the request has no answer yet.
+    #[must_use]
+    pub fn is_handshake(&self) -> bool {
+        matches!(self.step, Step::Upgrade(_))
+    }
+}
+
 /// Where a connection is in its life; the data lives in the state that has it.
 #[derive(Debug)]
 pub enum Phase {
@@ -187,6 +227,8 @@ pub enum Phase {
     },
     /// Every data message is given back (`--echo-path`).
     Echo,
+    /// The token of the request, or of Connect, is being asked about.
+    Asking(Box<Asking>),
     /// The WebSocket is open, Connect is awaited; with whom the request's token named, when it brought one.
     Connecting(Codec, Option<Box<Identity>>),
     /// Connect came and its token was good.
@@ -199,7 +241,11 @@ impl Phase {
     /// Whether the connection is between accept and upgrade.
     #[must_use]
     pub fn is_handshake(&self) -> bool {
-        matches!(self, Self::Proxy { .. } | Self::Head { .. })
+        match self {
+            Self::Proxy { .. } | Self::Head { .. } => true,
+            Self::Asking(asking) => asking.is_handshake(),
+            Self::Echo | Self::Connecting(..) | Self::Session(_) | Self::Closing(_) => false,
+        }
     }
 }
 
@@ -274,6 +320,8 @@ pub struct Connection {
     pub receiving: Receiving,
     /// Whether the driver sends for it.
     pub sending: Sending,
+    /// What its token lets it do while it has a session; here for want of a byte there.
+    pub grant: Grant,
     /// Above its rate: it is not read from until its timer says so.
     pub throttled: bool,
     /// Where it has been counted ([`crate::quotas`]).
@@ -309,6 +357,7 @@ impl Connection {
             last_heard: now,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
+            grant: Grant::NONE,
             throttled: false,
             counted: Counted::default(),
             meter: Meter::default(),

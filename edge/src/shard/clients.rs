@@ -7,9 +7,9 @@ use hawser_proto::view::client::{
 use hawser_proto::view::link::{self, EdgeMessage};
 
 use super::{CLIENT_KINDS_MAX, Shard, open_batch};
-use crate::auth::{DeviceId, Permission};
+use crate::auth::{DeviceId, Identity, Permission};
 use crate::client;
-use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Phase, Session};
+use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Opening, Phase, Session};
 use crate::limits;
 use crate::quotas::Exceeded;
 use crate::timer::Now;
@@ -96,10 +96,25 @@ impl Shard {
         let Ok(device) = DeviceId::from(connect.device_id) else {
             return Err(CloseReason::BadConnect);
         };
-        let identity = match self.check_connect(now, key, &connect) {
-            Ok(identity) => identity,
-            Err(refused) => return Err(self.tell_refused(key, refused)),
+        let opening = Opening {
+            device,
+            acked: Acked::new(connect.resume_cursor),
+            client: self.client_number(connect.client_kind, connect.client_version),
+            codec,
+            mode: Mode::from_number(connect.mode),
         };
+        self.admit(now, key, &connect, opening)
+    }
+
+    /// Makes a session of a connection whose user is known.
+    pub(super) fn begin_session(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        opening: Opening,
+        identity: &Identity,
+    ) -> Result<(), CloseReason> {
+        let Opening { device, acked, client, codec, mode } = opening;
         let user = identity.user;
         if let Some(older) = self.registry.find_device(&self.conns, &user, &device) {
             self.replace(now, older);
@@ -110,23 +125,22 @@ impl Shard {
             self.tell_error(key, Code::Overloaded.into(), text, true);
             return Err(CloseReason::UserLimit);
         }
-        let client = self.client_number(connect.client_kind, connect.client_version);
         let session = Session {
             user,
             device,
-            acked: Acked::new(connect.resume_cursor),
+            acked,
             connected_at: now.tick,
-            token_ends: self.token_ends(now, &identity),
+            token_ends: self.token_ends(now, identity),
             client,
             sends_in_flight: 0,
             codec,
-            mode: Mode::from_number(connect.mode),
+            mode,
             registered: false,
-            grant: identity.grant,
             leaving: None,
         };
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         conn.phase = Phase::Session(session);
+        conn.grant = identity.grant;
         self.registry.insert(&self.conns, key);
         self.schedule_session(key, now.tick.after(self.config.connect_timeout));
         self.register(key, false);
@@ -216,7 +230,7 @@ impl Shard {
             "" => (Permission::SendUsers, "the token does not allow to send to users"),
             _ => (Permission::SendGroups, "the token does not allow to send to groups"),
         };
-        if !session.grant.allows(permission) {
+        if !conn.grant.allows(permission) {
             return Err((Code::PermissionDenied, text, false));
         }
         let expires_at_ms = match send.expires_after_ms {
@@ -265,8 +279,9 @@ impl Shard {
             "payload of a signal: at most 4,096 bytes"
         } else {
             let connection = key.to_connection_id(self.index);
-            let Some(session) = self.session(key) else { return };
-            if !session.grant.allows(Permission::Signals) {
+            let Some(conn) = self.conns.get(key) else { return };
+            let Some(session) = conn.session() else { return };
+            if !conn.grant.allows(Permission::Signals) {
                 self.counters.signals_denied.add(1);
                 let text = "the token does not allow signals";
                 return self.tell_error(key, Code::PermissionDenied.into(), text, false);

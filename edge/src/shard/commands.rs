@@ -33,6 +33,7 @@ impl Shard {
                 }
             }
             Command::Drain(order) => self.begin_drain(now, order),
+            Command::Verdict(verdict) => self.handle_verdict(now, *verdict),
         }
     }
 
@@ -76,7 +77,12 @@ impl Shard {
             Phase::Closing(_) => {}
             Phase::Proxy { .. } => self.remove(key, farewell.reason()),
             Phase::Head { .. } => self.refuse(now, key, &http::Refusal::overloaded()),
-            Phase::Echo | Phase::Connecting(..) => self.close(now, key, farewell.reason()),
+            Phase::Asking(asking) if asking.is_handshake() => {
+                self.refuse(now, key, &http::Refusal::overloaded());
+            }
+            Phase::Echo | Phase::Asking(_) | Phase::Connecting(..) => {
+                self.close(now, key, farewell.reason());
+            }
             Phase::Session(session) => {
                 session.leaving = Some(farewell);
                 let reason = farewell.reason().text();

@@ -79,6 +79,7 @@ impl Shard {
             Phase::Proxy { .. }
             | Phase::Head { .. }
             | Phase::Echo
+            | Phase::Asking(_)
             | Phase::Connecting(..)
             | Phase::Session(_) => {
                 let (reason, stage) = (CloseReason::Vanished, CloseStage::Flush);

@@ -5,7 +5,9 @@ use std::io::Write as _;
 use hawser_proto::view::client::{Refresh, Signal};
 
 use super::*;
+use crate::auth::ask::{self, Ask};
 use crate::auth::tokens::Issuer;
+use crate::auth::{Grant, UserId};
 
 /// Issuers of the tokens that come in these tests, and the keys that check them.
 struct Door {
@@ -21,7 +23,7 @@ impl Door {
         let path = file.path().to_str().unwrap();
         let args = ["hawser-edge", "--jwt-key-file", path].into_iter().chain(flags.iter().copied());
         let config = Config::read(args.map(Into::into), []).unwrap();
-        Self { issuer, auth: Auth::load(&config).unwrap() }
+        Self { issuer, auth: Auth::load(&config).unwrap().0 }
     }
 
     fn rig(&self) -> Rig {
@@ -240,4 +242,216 @@ fn a_page_that_is_not_on_the_list_is_answered_with_403_and_counted() {
     }
     assert_eq!(rig.shard.counters.admission_refused_for("origin"), 1);
     rig.connecting();
+}
+
+/// A shard whose tokens are asked about, and the auth thread, played by the test.
+struct Asking {
+    rig: Rig,
+    asks: tokio::sync::mpsc::Receiver<Ask>,
+}
+
+impl Asking {
+    fn new() -> Self {
+        let (asks, receiver) = ask::channel();
+        let auth = Auth::asking(asks);
+        let mut rig = Rig::given(Given { auth, ..Given::default() }, |_| {});
+        rig.link_up();
+        rig.router_hears();
+        Self { rig, asks: receiver }
+    }
+
+    /// What is asked next.
+    fn asked(&mut self) -> Ask {
+        self.asks.try_recv().unwrap()
+    }
+
+    fn answer(&mut self, ask: &Ask, outcome: Result<&str, Refused>) {
+        let outcome = outcome.map(|user| Identity {
+            user: UserId::from(user).unwrap(),
+            device: None,
+            expires_at_ms: None,
+            grant: Grant::ALL,
+        });
+        let verdict = Verdict { key: ask.key, outcome };
+        self.rig.mesh.try_command(0, Command::Verdict(Box::new(verdict))).unwrap();
+        self.rig.turn();
+    }
+
+    /// A client that has said Connect and whose token is being asked about.
+    fn connecting(&mut self, token: &str) -> ConnKey {
+        let key = self.rig.connecting();
+        self.rig.says(key, connect(token, "phone"));
+        key
+    }
+}
+
+#[test]
+fn a_connect_waits_for_the_verdict_and_what_came_behind_it_is_dealt_with_then() {
+    let mut asking = Asking::new();
+    let key = asking.connecting("token");
+    let ask = asking.asked();
+    assert_eq!((&*ask.token, &*ask.device), ("token", "phone"));
+    assert!(!asking.rig.is_read_from(key));
+    // Under way when the edge stopped reading.
+    asking.rig.says(key, send("m1", "bob", b"hello"));
+    asking.rig.shard.apply(asking.rig.now, Event::ReceiveStopped { key });
+    assert_eq!(asking.rig.gets(key), []);
+    assert!(asking.rig.router_hears().is_empty());
+    asking.answer(&ask, Ok("alice"));
+    let heard = asking.rig.router_hears();
+    assert_eq!(heard, ["register alice phone None answer", "send 1 alice>bob m1"]);
+    assert!(asking.rig.is_read_from(key));
+}
+
+#[test]
+fn frames_in_one_piece_with_connect_wait_too_also_when_they_are_cut() {
+    let mut asking = Asking::new();
+    let key = asking.rig.connecting();
+    let mut bytes = Vec::new();
+    for frame in [connect("token", "phone"), send("m1", "bob", b"hello"), send("m2", "bob", b"")] {
+        let mut payload = Vec::new();
+        frame.write(&mut payload);
+        ws::write_masked_message(&mut bytes, Opcode::Binary, &payload, [1, 2, 3, 4]);
+    }
+    let (front, back) = bytes.split_at(bytes.len() - 3);
+    asking.rig.receive(key, front);
+    asking.rig.receive(key, back);
+    let ask = asking.asked();
+    asking.answer(&ask, Ok("alice"));
+    let heard = asking.rig.router_hears();
+    assert_eq!(heard[1..], ["send 1 alice>bob m1", "send 2 alice>bob m2"]);
+}
+
+#[test]
+fn a_refusal_and_a_service_that_cannot_be_had_end_a_connect_in_their_own_ways() {
+    for (refused, code, close) in [
+        (Refused::ByService, "error CODE_UNAUTHENTICATED", 1008),
+        (Refused::Unavailable, "error CODE_UNAVAILABLE", 1013),
+        (Refused::Overloaded, "error CODE_OVERLOADED", 1013),
+    ] {
+        let mut asking = Asking::new();
+        let key = asking.connecting("token");
+        asking.rig.says(key, send("m1", "bob", b"hello"));
+        let ask = asking.asked();
+        asking.answer(&ask, Err(refused));
+        assert_eq!(asking.rig.gets(key), [frame(code), Got::Close(close)]);
+        assert_eq!(asking.rig.shard.counters.admission_refused_for(refused.label()), 1);
+    }
+}
+
+#[test]
+fn a_request_with_a_token_is_answered_when_the_verdict_is_there() {
+    for (outcome, answer) in [
+        (Ok("alice"), Got::Http(101)),
+        (Err(Refused::ByService), Got::Http(401)),
+        (Err(Refused::Unavailable), Got::Http(503)),
+    ] {
+        let mut asking = Asking::new();
+        let key = asking.rig.accept();
+        let mut bytes = head_with("token").into_bytes();
+        // Behind the head: a client should await the answer, one that did not loses nothing.
+        let mut payload = Vec::new();
+        connect("", "phone").write(&mut payload);
+        ws::write_masked_message(&mut bytes, Opcode::Binary, &payload, [1, 2, 3, 4]);
+        asking.rig.receive(key, &bytes);
+        assert_eq!(asking.rig.gets(key), []);
+        assert_eq!(asking.rig.shard.counters.handshakes.get(), 1);
+        let ask = asking.asked();
+        assert_eq!((&*ask.token, &*ask.device), ("token", ""));
+        asking.answer(&ask, outcome);
+        assert_eq!(asking.rig.gets(key), [answer]);
+        let expected: &[&str] = match outcome {
+            Ok(_) => &["register alice phone None answer"],
+            Err(_) => &[],
+        };
+        assert_eq!(asking.rig.router_hears(), expected);
+        assert_eq!(asking.rig.shard.counters.handshakes.get(), 0);
+    }
+}
+
+#[test]
+fn a_verdict_that_does_not_come_is_given_up_and_one_that_comes_late_hits_nobody() {
+    let mut asking = Asking::new();
+    let key = asking.connecting("token");
+    let ask = asking.asked();
+    let in_head = asking.rig.accept();
+    asking.rig.receive(in_head, head_with("token").as_bytes());
+    asking.rig.advance(Duration::from_secs(4));
+    assert_eq!((asking.rig.gets(key), asking.rig.gets(in_head)), (vec![], vec![]));
+    asking.rig.advance(Duration::from_secs(1));
+    assert_eq!(asking.rig.gets(key), [frame("error CODE_UNAVAILABLE"), Got::Close(1013)]);
+    assert_eq!(asking.rig.gets(in_head), [Got::Http(503)]);
+    asking.answer(&ask, Ok("alice"));
+    asking.rig.shard.apply(asking.rig.now, Event::Ended { key, errno: 0 });
+    asking.answer(&ask, Ok("alice"));
+    let next = asking.connecting("other");
+    assert_eq!(next.index(), key.index(), "it has the slot of the one before");
+    asking.answer(&ask, Ok("alice"));
+    assert!(asking.rig.router_hears().is_empty());
+}
+
+#[test]
+fn a_client_that_goes_on_and_on_while_its_token_is_asked_about_is_ended() {
+    let mut asking = Asking::new();
+    let key = asking.connecting("token");
+    let payload = vec![0; 60_000];
+    for _ in 0..4 {
+        asking.rig.says(key, send("m1", "bob", &payload));
+    }
+    assert_eq!(asking.rig.gets(key), []);
+    asking.rig.says(key, send("m1", "bob", &payload));
+    assert_eq!(asking.rig.gets(key), [Got::Close(1008)]);
+    assert_eq!(asking.rig.shard.counters.closed_for("early_frames"), 0);
+    asking.rig.shard.apply(asking.rig.now, Event::Ended { key, errno: 0 });
+    assert_eq!(asking.rig.shard.counters.closed_for("early_frames"), 1);
+}
+
+#[test]
+fn at_the_bound_of_questions_clients_are_asked_to_come_back() {
+    let mut asking = Asking::new();
+    let key = asking.connecting("token");
+    let ask = asking.asked();
+    asking.answer(&ask, Ok("alice"));
+    asking.rig.registered(key, 0);
+    asking.rig.gets(key);
+    // All of them by one shard, of connections that are gone at once.
+    for _ in 0..ask::ASKS_MAX {
+        let key = asking.rig.accept();
+        asking.rig.receive(key, head_with("token").as_bytes());
+        asking.rig.shard.apply(asking.rig.now, Event::Ended { key, errno: 0 });
+        asking.rig.outputs.clear();
+    }
+    let late = asking.rig.accept();
+    asking.rig.receive(late, head_with("token").as_bytes());
+    assert_eq!(asking.rig.gets(late), [Got::Http(503)]);
+    asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newer" }));
+    assert_eq!(asking.rig.gets(key), [frame("error CODE_OVERLOADED")]);
+    assert_eq!(asking.rig.shard.counters.admission_refused_for("overloaded"), 2);
+}
+
+#[test]
+fn a_session_goes_on_while_its_refresh_is_asked_about_and_the_next_one_has_to_wait() {
+    let mut asking = Asking::new();
+    let key = asking.connecting("token");
+    let ask = asking.asked();
+    asking.answer(&ask, Ok("alice"));
+    asking.rig.registered(key, 0);
+    asking.rig.gets(key);
+    asking.rig.router_hears();
+    asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newer" }));
+    asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newest" }));
+    asking.rig.says(key, send("m1", "bob", b"hello"));
+    assert_eq!(asking.rig.gets(key), [frame("error CODE_OVERLOADED")]);
+    assert_eq!(asking.rig.router_hears(), ["send 1 alice>bob m1"]);
+    let ask = asking.asked();
+    assert_eq!((&*ask.token, &*ask.device), ("newer", "phone"));
+    asking.answer(&ask, Ok("alice"));
+    assert_eq!(asking.rig.gets(key), [frame("refreshed until 0")]);
+    // Nobody has asked for this one.
+    asking.answer(&ask, Err(Refused::ByService));
+    assert_eq!(asking.rig.gets(key), []);
+    asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newest" }));
+    let ask = asking.asked();
+    asking.answer(&ask, Err(Refused::Unavailable));
+    assert_eq!(asking.rig.gets(key), [frame("error CODE_UNAVAILABLE")]);
 }
