@@ -24,6 +24,7 @@ pub(crate) fn request_head(input: &[u8]) {
         client_path: "/ws".to_owned(),
         echo_path: Some("/echo".to_owned()),
         deflate: true,
+        origins: vec!["https://*.example.com".parse().expect("an origin")],
     };
     let whole = http::read_head(input, 0, &routes);
     let single = (1..=input.len())
@@ -38,6 +39,8 @@ pub(crate) fn request_head(input: &[u8]) {
             let head = &input[..upgrade.head_bytes];
             assert!(head.ends_with(b"\r\n\r\n"));
             assert!(head.get(upgrade.query.clone()).is_some());
+            assert!(head.get(upgrade.bearer.clone()).is_some());
+            let _ = http::token_of(head, upgrade);
             http::write_upgrade(&mut answer, upgrade);
             assert!(answer.ends_with(b"\r\n\r\n"));
         }

@@ -11,6 +11,7 @@ use arrayvec::ArrayString;
 use tokio::sync::oneshot;
 
 use crate::auth::UserId;
+use crate::auth::ask::Verdict;
 use crate::config::Config;
 use crate::conn::{CloseReason, Codec, ConnKey, Mode};
 use crate::drain;
@@ -62,6 +63,8 @@ pub enum Command {
         /// Whether it was there.
         answer: Answer<bool>,
     },
+    /// Whose token a connection has brought, as the auth thread says.
+    Verdict(Box<Verdict>),
 }
 
 /// Answer to [`Command::List`].

@@ -9,6 +9,8 @@ use std::{fmt, io};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
+use crate::auth::Auth;
+use crate::auth::service::{Health, Service};
 use crate::certs::Loaded;
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
@@ -48,6 +50,8 @@ pub struct State {
     /// By shard: its thread, 0 before it has started and when it has ended.
     threads: Box<[AtomicI32]>,
     stuck: AtomicU64,
+    auth: Auth,
+    auth_health: Option<Arc<Health>>,
 }
 
 impl fmt::Debug for State {
@@ -159,19 +163,43 @@ impl State {
 
     /// Why no new clients should come here, if they should not: what the health check answers.
     #[must_use]
-    pub fn ailment(&self) -> Option<&'static str> {
+    pub fn ailment(&self) -> Option<String> {
         if self.is_draining() {
-            Some("draining: clients are sent to other edges")
-        } else if self.link_is_up() {
-            None
+            Some("draining: clients are sent to other edges".to_owned())
+        } else if !self.link_is_up() {
+            Some("degraded: no link to a router, new clients cannot be registered".to_owned())
         } else {
-            Some("degraded: no link to a router, new clients cannot be registered")
+            let auth = self.auth_health()?;
+            auth.is_closed().then(|| format!("degraded: {}", auth.told().unwrap_or_default()))
         }
+    }
+
+    /// What does not work although new clients are let in, by what is known from before.
+    #[must_use]
+    pub fn weakness(&self) -> Option<String> {
+        self.auth_health()?.told()
+    }
+
+    /// How the check of tokens over the network is doing, where there is one.
+    #[must_use]
+    pub fn auth_health(&self) -> Option<&Health> {
+        self.auth_health.as_deref()
+    }
+
+    /// Reads the files of keys again; all shards check tokens with them from then on.
+    ///
+    /// # Errors
+    /// A sentence that names the knob and the file; the keys before it stay.
+    pub fn reload_keys(&self) -> Result<(), String> {
+        self.auth.reload_files()
     }
 
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
+        if let Some(health) = &self.auth_health {
+            health.render(out);
+        }
         let expire = self.certificates_expire.load(Ordering::Relaxed);
         if expire > 0 {
             metrics::gauge(
@@ -213,6 +241,8 @@ impl Edge {
     ) -> Result<Self, UsageError> {
         let shards = plan.shards;
         let config = Arc::new(config);
+        let (auth, service) = Auth::load(&config)?;
+        let auth_health = service.as_ref().map(Service::health);
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
@@ -242,7 +272,12 @@ impl Edge {
             started_unix: started_unix(),
             threads: (0..shards).map(|_| AtomicI32::new(0)).collect(),
             stuck: AtomicU64::new(0),
+            auth: auth.clone(),
+            auth_health,
         });
+        if let Some(service) = service {
+            service.start(mesh.clone())?;
+        }
         let mut edge = Self { listen, state, shards: Vec::with_capacity(shards) };
         let listeners = (0..plan.cores)
             .map(|_| driver::listen(listen))
@@ -257,8 +292,12 @@ impl Edge {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
-            let given =
-                Given { counters: counters.clone(), quotas: quotas.clone(), tls: tls.clone() };
+            let given = Given {
+                auth: auth.clone(),
+                counters: counters.clone(),
+                quotas: quotas.clone(),
+                tls: tls.clone(),
+            };
             let config = config.clone();
             let (mesh, shares) = (mesh.clone(), shares.clone());
             let (stop, started, state) = (stop.clone(), started.clone(), edge.state.clone());

@@ -27,6 +27,9 @@ const DUE: u16 = (LEVELS * BUCKETS) as u16;
 pub struct Tick(pub u32);
 
 impl Tick {
+    /// Later than every deadline.
+    pub const NEVER: Self = Self(u32::MAX);
+
     /// This moment and `later`, rounded up to whole ticks.
     #[must_use]
     pub fn after(self, later: Duration) -> Self {
@@ -49,6 +52,20 @@ impl Now {
     #[must_use]
     pub fn since(self, unix_ms: i64) -> Duration {
         Duration::from_millis(self.unix_ms.saturating_sub(unix_ms).try_into().unwrap_or(0))
+    }
+
+    /// The tick in which this moment of the calendar lies, as clocks stand now; one that has passed counts as now.
+    #[must_use]
+    pub fn tick_at(self, unix_ms: i64) -> Tick {
+        let ticks = unix_ms.saturating_sub(self.unix_ms).max(0) / TICK.as_millis() as i64;
+        Tick(self.tick.0.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX)))
+    }
+
+    /// When `tick` is or was in the calendar, as clocks stand now, to the grain of a tick.
+    #[must_use]
+    pub fn unix_ms_at(self, tick: Tick) -> i64 {
+        let ticks = i64::from(tick.0) - i64::from(self.tick.0);
+        self.unix_ms.saturating_add(ticks * TICK.as_millis() as i64)
     }
 }
 
@@ -218,6 +235,20 @@ mod tests {
         fn entry(&mut self, slot: u32) -> &mut TimerEntry {
             &mut self[slot as usize]
         }
+    }
+
+    #[test]
+    fn ticks_and_the_calendar_are_translated_both_ways() {
+        let now = Now { tick: Tick(100), unix_ms: 1_000_000 };
+        for (unix_ms, tick, back) in
+            [(1_000_000, 100, 1_000_000), (1_000_250, 102, 1_000_200), (999_000, 100, 1_000_000)]
+        {
+            assert_eq!(now.tick_at(unix_ms), Tick(tick));
+            assert_eq!(now.unix_ms_at(Tick(tick)), back);
+        }
+        assert_eq!(now.unix_ms_at(Tick(90)), 999_000);
+        assert_eq!(now.tick_at(i64::MAX), Tick::NEVER);
+        assert!(now.unix_ms_at(Tick::NEVER) > 1_000_000);
     }
 
     #[test]

@@ -145,9 +145,11 @@ async fn guard(State(operator): State<Arc<Operator>>, request: Request, next: Ne
 }
 
 async fn health(State(operator): State<Arc<Operator>>) -> impl IntoResponse {
-    match operator.state().ailment() {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(ailment) => (StatusCode::SERVICE_UNAVAILABLE, format!("{ailment}\n")),
+    let state = operator.state();
+    match (state.ailment(), state.weakness()) {
+        (None, None) => (StatusCode::OK, "ok\n".to_owned()),
+        (None, Some(weakness)) => (StatusCode::OK, format!("degraded: {weakness}\n")),
+        (Some(ailment), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{ailment}\n")),
     }
 }
 

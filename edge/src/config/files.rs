@@ -4,6 +4,7 @@ use hawser_proto::knobs::UsageError;
 
 use super::Config;
 use crate::admin::Token;
+use crate::auth::Auth;
 use crate::certs;
 
 /// Reads them all as a start would, and throws away what it read.
@@ -17,5 +18,6 @@ pub fn check(config: &Config) -> Result<(), UsageError> {
     if config.tls.is_on() {
         certs::load(&config.tls)?;
     }
+    Auth::load(config)?;
     Ok(())
 }

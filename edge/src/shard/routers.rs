@@ -12,7 +12,7 @@ use crate::conn::{Acked, CloseReason, ConnKey};
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
-use crate::timer::Now;
+use crate::timer::{Now, TICK};
 
 /// Connections looked at in one turn while a snapshot is told.
 const SNAPSHOT_SLOTS_MAX: u32 = 1024;
@@ -22,6 +22,7 @@ const RESENDS_MAX: usize = 1024;
 impl Shard {
     /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
+        self.now = now;
         self.take_commands(now, mesh);
         self.counters.connections.set(self.conns.len() as u64);
         self.counters.handshakes.set(self.handshakes as u64);
@@ -199,8 +200,10 @@ impl Shard {
         if std::mem::replace(&mut session.registered, true) {
             return;
         }
-        let (user, device) = (session.user, session.device);
-        self.counters.registration.observe(now.since(session.connected_at_ms));
+        let (user, device, token_ends) = (session.user, session.device, session.token_ends);
+        self.counters
+            .registration
+            .observe(TICK * now.tick.0.saturating_sub(session.connected_at.0));
         if let Some(conn) = self.conns.get(key) {
             let (connection, peer) = (registered.connection, conn.peer.address());
             tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");
@@ -222,6 +225,7 @@ impl Shard {
             cursor: registered.cursor,
             resumed: registered.resumed,
             user: &user,
+            token_expires_at_ms: self.token_expires_at_ms(now, token_ends),
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
         self.schedule_silence(now, key);
@@ -229,7 +233,7 @@ impl Shard {
 
     pub(super) fn schedule_silence(&mut self, now: Now, key: ConnKey) {
         if let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) {
-            self.schedule(key, self.silence_end(now.tick, session));
+            self.schedule_session(key, self.silence_end(now.tick, session));
         }
     }
 

@@ -30,23 +30,23 @@ impl Shard {
             stage: match &conn.phase {
                 Phase::Proxy { .. } | Phase::Head { .. } => Stage::Head,
                 Phase::Echo => Stage::Echo,
-                Phase::Connecting(_) => Stage::Connecting,
+                Phase::Connecting(..) | Phase::Asking(_) => Stage::Connecting,
                 Phase::Session(session) if session.registered => Stage::Open,
                 Phase::Session(_) => Stage::Registering,
                 Phase::Closing(closing) => Stage::Closing(closing.reason),
             },
             silent_ms: silent.as_millis() as u64,
             outbox_bytes: conn.outbox.bytes(),
-            session: conn.session().map(|session| self.show_session(session)),
+            session: conn.session().map(|session| self.show_session(now, session)),
         }
     }
 
-    fn show_session(&self, session: &Session) -> ShownSession {
+    fn show_session(&self, now: Now, session: &Session) -> ShownSession {
         let client = self.clients.get(usize::from(session.client)).or(self.clients.first());
         ShownSession {
             user: session.user,
             device: session.device,
-            connected_at_ms: session.connected_at_ms,
+            connected_at_ms: now.unix_ms_at(session.connected_at),
             client: client.map_or_else(Default::default, Arc::clone),
             mode: session.mode,
             codec: session.codec,
