@@ -132,7 +132,8 @@ fn run(source: Source, knobs: Knobs<Config>, log: LogFilter) -> Result<(), Usage
 
 /// A knob and its value in a word.
 fn written(knob: &Effective) -> Option<String> {
-    (!knob.values.is_empty()).then(|| format!("{}={}", knob.knob, knob.values.join(",")))
+    let shown: Vec<_> = knob.shown().collect();
+    (!shown.is_empty()).then(|| format!("{}={}", knob.knob, shown.join(",")))
 }
 
 /// Loads the certificates, and hands new ones to the edge when their files change.

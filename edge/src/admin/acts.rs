@@ -23,15 +23,14 @@ const WINDOW_MAX: Duration = Duration::from_secs(3600);
 
 pub(super) async fn config(State(operator): State<Arc<Operator>>) -> Json<Value> {
     let knobs = operator.knobs();
-    let knobs: Map<_, _> =
-        knobs.into_iter().map(|knob| (knob.knob.clone(), to_json(knob))).collect();
+    let knobs: Map<_, _> = knobs.iter().map(|knob| (knob.knob.clone(), to_json(knob))).collect();
     Json(json!({ "knobs": knobs }))
 }
 
-fn to_json(knob: Effective) -> Value {
-    let Effective { knob, mut values, is_list, origin } = knob;
-    let value = if is_list { Value::from(values) } else { values.pop().into() };
-    json!({ "value": value, "from": origin.word(), "live": is_live(&knob) })
+fn to_json(knob: &Effective) -> Value {
+    let mut shown = knob.shown();
+    let value = if knob.is_list { shown.collect() } else { Value::from(shown.next()) };
+    json!({ "value": value, "from": knob.origin.word(), "live": is_live(&knob.knob) })
 }
 
 pub(super) async fn reload(

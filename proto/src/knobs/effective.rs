@@ -1,6 +1,7 @@
 //! What the knobs of a process come to, in the words in which they were written: for people, and to be told apart from
 //! what they were before.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
@@ -36,12 +37,34 @@ impl<T> Knobs<T> {
 pub struct Effective {
     /// Its key in the file: `ping_interval`.
     pub knob: String,
-    /// As written; none when it has no default and nobody set it, several only for a list.
-    pub values: Vec<String>,
+    /// As written, secrets included; none when it has no default and nobody set it, several only for a list.
+    values: Vec<String>,
     /// Whether it is a list.
     pub is_list: bool,
     /// Where it was written.
     pub origin: Origin,
+}
+
+impl Effective {
+    /// As written, for people to see: URLs without user, password and query, which may be secret.
+    pub fn shown(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.values.iter().map(|value| public_part(value))
+    }
+
+    fn hides_something(&self) -> bool {
+        self.shown().zip(&self.values).any(|(shown, value)| shown != *value)
+    }
+}
+
+/// The text, or of a URL scheme, host, port and path.
+fn public_part(text: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{host}{path}").into(),
+        None => text[..scheme.len() + "://".len() + rest.len()].into(),
+    }
 }
 
 /// Where a knob's value was written.
@@ -78,24 +101,27 @@ pub fn differences<'a>(
     before.iter().zip(after).filter(|(b, a)| b.values != a.values).map(|(b, _)| b.knob.as_str())
 }
 
-/// A file that says the same, each knob with the place where it is written now.
+/// A file that says the same, each knob with the place where it is written now. A value that hides something is given as a
+/// comment.
 #[must_use]
 pub fn to_toml(knobs: &[Effective]) -> String {
     let mut out = String::new();
-    for Effective { knob, values, is_list, origin } in knobs {
-        let value = match &values[..] {
-            values if *is_list => {
-                let values: Vec<_> = values.iter().map(|value| to_value(value)).collect();
-                format!("[{}]", values.join(", "))
-            }
-            [value, ..] => to_value(value),
-            [] => {
-                // What has no value cannot be written; the line shows that there is such a knob.
-                let _ = writeln!(out, "# {knob} is not set");
-                continue;
-            }
+    for effective in knobs {
+        let Effective { knob, is_list, origin, .. } = effective;
+        let mut shown = effective.shown().map(|value| to_value(&value));
+        let value = if *is_list {
+            format!("[{}]", shown.collect::<Vec<_>>().join(", "))
+        } else if let Some(value) = shown.next() {
+            value
+        } else {
+            // What has no value cannot be written; the line shows that there is such a knob.
+            let _ = writeln!(out, "# {knob} is not set");
+            continue;
         };
-        let _ = writeln!(out, "{knob} = {value}  # {}", origin.word());
+        let hides = effective.hides_something();
+        let (before, behind) =
+            if hides { ("# ", ", without what may be secret") } else { ("", "") };
+        let _ = writeln!(out, "{before}{knob} = {value}  # {}{behind}", origin.word());
     }
     out
 }
@@ -193,6 +219,31 @@ mod tests {
         );
         let again = source(file(&toml).path(), &[], &[]).read::<Test>().unwrap();
         assert_eq!(again.values, knobs.values);
+    }
+
+    #[test]
+    fn what_may_be_secret_in_a_url_is_not_shown_and_its_change_is_noticed() {
+        for (text, public) in [
+            (
+                "https://user:word@keys.example:8443/jwks?secret=1#x",
+                "https://keys.example:8443/jwks",
+            ),
+            ("http://a@b@c", "http://c"),
+            ("https://keys.example?secret", "https://keys.example"),
+            ("https://keys.example/a@b", "https://keys.example/a@b"),
+            ("unix:/run/a?b", "unix:/run/a?b"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+        ] {
+            assert_eq!(public_part(text), public);
+        }
+        let read = |word: &str| {
+            let given = file(&format!("echo_path = \"https://user:{word}@keys.example/\""));
+            source(given.path(), &[], &[]).read::<Test>().unwrap().effective
+        };
+        let (one, other) = (read("one"), read("other"));
+        assert_eq!(differences(&one, &other).collect::<Vec<_>>(), ["echo_path"]);
+        let line = "# echo_path = \"https://keys.example/\"  # file, without what may be secret";
+        assert_eq!(to_toml(&one).lines().last(), Some(line));
     }
 
     #[test]
