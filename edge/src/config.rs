@@ -25,7 +25,7 @@ use hawser_proto::knobs::{
 };
 use tracing_subscriber::filter::Targets;
 
-pub use self::admission::AdmissionKnobs;
+pub use self::admission::{AdmissionKnobs, ServiceUrl};
 pub use self::limit::LimitKnobs;
 pub use self::operate::{LogFormat, OperateKnobs};
 pub use self::tls::{ClientAuth, MinVersion, TlsKnobs};
@@ -224,6 +224,7 @@ impl Config {
                  127.0.0.1:8080, not {listen}"
             )));
         }
+        self.admission.check_together(self.dev_auth)?;
         if listen == admin && listen.port() != 0 {
             return Err(UsageError(format!(
                 "--admin: {admin} is taken by --listen; give it another port"

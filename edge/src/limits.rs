@@ -20,6 +20,13 @@ pub const CLIENT_MESSAGE_ID_BYTES_MAX: usize = 64;
 /// Longest token of Connect and Refresh, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 4096;
 
+/// Most entries of the list of origins; each request is held against all.
+pub const ALLOWED_ORIGINS_MAX: usize = 256;
+
+/// Most that a client may say while its token is being asked about, in bytes, before it is ended: what can be under way
+/// when the edge stops reading from it.
+pub const HELD_BYTES_MAX: usize = 256 * 1024;
+
 /// Longest kind of a signal, in bytes.
 pub const SIGNAL_KIND_BYTES_MAX: usize = 32;
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use hawser_proto::client::error::Code;
 
 pub use self::histogram::Histogram;
+use crate::auth::Refused;
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -89,8 +90,8 @@ const ENTRY_BOUNDS: [Duration; 10] = [
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-const STATUSES: [&str; 12] =
-    ["400", "403", "404", "405", "408", "413", "414", "426", "429", "431", "503", "505"];
+const STATUSES: [&str; 13] =
+    ["400", "401", "403", "404", "405", "408", "413", "414", "426", "429", "431", "503", "505"];
 const LIMITS: [&str; 7] = [
     "connections_max",
     "handshakes_max",
@@ -100,7 +101,7 @@ const LIMITS: [&str; 7] = [
     "user_connections_max",
     "user_connects_per_second",
 ];
-const REASONS: [&str; 23] = [
+const REASONS: [&str; 26] = [
     "closed_by_peer",
     "vanished",
     "socket_failed",
@@ -110,6 +111,9 @@ const REASONS: [&str; 23] = [
     "not_connected",
     "connect_missing",
     "unauthenticated",
+    "token_unchecked",
+    "token_expired",
+    "early_frames",
     "bad_connect",
     "replaced",
     "operator",
@@ -145,8 +149,25 @@ const TLS_FAILURES: [&str; 18] = [
     "keys_exhausted",
     "internal",
 ];
-const CODES: [&str; 6] =
-    ["invalid_argument", "too_large", "unavailable", "overloaded", "unsupported", "other"];
+const CODES: [&str; 7] = [
+    "invalid_argument",
+    "too_large",
+    "unavailable",
+    "overloaded",
+    "unsupported",
+    "permission_denied",
+    "other",
+];
+/// What `Refused::label` says, and the Origin of a page.
+const ADMISSION: [&str; Refused::ALL.len() + 1] = {
+    let mut labels = ["origin"; Refused::ALL.len() + 1];
+    let mut at = 0;
+    while at < Refused::ALL.len() {
+        labels[at] = Refused::ALL[at].label();
+        at += 1;
+    }
+    labels
+};
 
 macro_rules! counters {
     ($( $field:ident, $kind:literal, $name:literal, $help:literal; )*) => {
@@ -166,6 +187,7 @@ macro_rules! counters {
             closed: Family<{ REASONS.len() }>,
             tls_failures: Family<{ TLS_FAILURES.len() }>,
             send_failures: Family<{ CODES.len() }>,
+            admission_refused: Family<{ ADMISSION.len() }>,
         }
 
         impl Default for Counters {
@@ -180,6 +202,7 @@ macro_rules! counters {
                     closed: Family::new(REASONS),
                     tls_failures: Family::new(TLS_FAILURES),
                     send_failures: Family::new(CODES),
+                    admission_refused: Family::new(ADMISSION),
                 }
             }
         }
@@ -200,6 +223,7 @@ macro_rules! counters {
             family(out, shards, "edge_closed_total", "reason", "connections that ended, by reason", |s| &s.closed);
             family(out, shards, "edge_tls_failures_total", "failure", "connections that TLS ended, by what was wrong", |s| &s.tls_failures);
             family(out, shards, "edge_send_failures_total", "code", "sends answered with an error, by code", |s| &s.send_failures);
+            family(out, shards, "edge_admission_refused_total", "reason", "tokens and origins that were not let in, by reason", |s| &s.admission_refused);
         }
     };
 }
@@ -218,6 +242,8 @@ counters! {
     inflated_messages, "counter", "edge_inflated_messages_total", "WebSocket messages that came deflated";
     deflate_saved_bytes, "counter", "edge_deflate_saved_bytes_total", "bytes that deflate has saved on messages to clients";
     sends, "counter", "edge_sends_total", "Send frames from clients";
+    signals_denied, "counter", "edge_signals_denied_total", "signals that the token does not allow";
+    refreshed, "counter", "edge_refreshed_total", "tokens exchanged for newer ones on open connections";
     delivers, "counter", "edge_delivers_total", "Deliver messages handed to clients";
     stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";
     bad_router_messages, "counter", "edge_bad_router_messages_total", "router messages that could not be read";
@@ -269,6 +295,22 @@ impl Counters {
         self.closed.get(reason)
     }
 
+    /// A token was refused.
+    pub fn token_refused(&self, refused: Refused) {
+        self.admission_refused.add(refused.label(), 1);
+    }
+
+    /// A page was refused for its Origin.
+    pub fn origin_refused(&self) {
+        self.admission_refused.add("origin", 1);
+    }
+
+    /// How often a token, or an origin, was refused for this reason.
+    #[must_use]
+    pub fn admission_refused_for(&self, reason: &str) -> u64 {
+        self.admission_refused.get(reason)
+    }
+
     /// A Send was answered with this error.
     pub fn send_failed(&self, code: Code) {
         let label = match code {
@@ -277,6 +319,7 @@ impl Counters {
             Code::Unavailable => "unavailable",
             Code::Overloaded => "overloaded",
             Code::Unsupported => "unsupported",
+            Code::PermissionDenied => "permission_denied",
             Code::Unspecified
             | Code::UnknownFrame
             | Code::NotConnected

@@ -102,9 +102,10 @@ fn try_ring() -> io::Result<Vec<&'static str>> {
 /// # Errors
 /// A sentence that says what is missing and what to do.
 pub fn assess(config: &Config, kernel: &Kernel) -> Result<Vec<String>, String> {
-    if !config.dev_auth {
-        return Err("--dev-auth: not given, and this release has no other way to check tokens; for development \
-                    give it, with --listen on a loopback address"
+    if !config.dev_auth && !config.admission.checks_tokens() {
+        return Err("--jwt-key-file: nothing says how tokens are checked; give --jwt-key-file, --jwt-hs256-key-file, \
+                    --jwt-jwks-file or --jwt-jwks-url with the keys of your issuer, or --auth-url with a service of \
+                    your own, or, for development on a loopback address, --dev-auth"
             .into());
     }
     if let Err(errno) = kernel.ring {

@@ -9,6 +9,8 @@ use std::{fmt, io};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use hawser_proto::knobs::UsageError;
 
+use crate::auth::Auth;
+use crate::auth::service::{Health, Service};
 use crate::certs::Loaded;
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
@@ -43,6 +45,8 @@ pub struct State {
     certificates_expire: AtomicU64,
     stop: Arc<AtomicBool>,
     mesh: Arc<Mesh>,
+    auth: Auth,
+    auth_health: Option<Arc<Health>>,
     connections_max: usize,
     started_unix: Duration,
     /// By shard: its thread, 0 before it has started and when it has ended.
@@ -159,19 +163,39 @@ impl State {
 
     /// Why no new clients should come here, if they should not: what the health check answers.
     #[must_use]
-    pub fn ailment(&self) -> Option<&'static str> {
+    pub fn ailment(&self) -> Option<String> {
+        let auth = self.auth_health.as_ref().filter(|auth| auth.is_closed());
         if self.is_draining() {
-            Some("draining: clients are sent to other edges")
-        } else if self.link_is_up() {
-            None
+            Some("draining: clients are sent to other edges".into())
+        } else if !self.link_is_up() {
+            Some("degraded: no link to a router, new clients cannot be registered".into())
         } else {
-            Some("degraded: no link to a router, new clients cannot be registered")
+            auth.and_then(|auth| auth.told()).map(|trouble| format!("degraded: {trouble}"))
         }
+    }
+
+    /// What does not work though new clients can come: with the keys that it knows the edge goes on, so balancers are to go
+    /// on with it.
+    #[must_use]
+    pub fn infirmity(&self) -> Option<String> {
+        let told = self.auth_health.as_ref().and_then(|auth| auth.told());
+        told.map(|trouble| format!("degraded: {trouble}"))
+    }
+
+    /// Reads the files of keys again; all shards check tokens with them, and by these knobs, from then on.
+    ///
+    /// # Errors
+    /// A sentence that names the knob and the file; all stays as it was.
+    pub fn reload_tokens(&self, config: &Config) -> Result<(), UsageError> {
+        self.auth.reload(config)
     }
 
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
+        if let Some(health) = &self.auth_health {
+            health.render(out);
+        }
         let expire = self.certificates_expire.load(Ordering::Relaxed);
         if expire > 0 {
             metrics::gauge(
@@ -213,6 +237,8 @@ impl Edge {
     ) -> Result<Self, UsageError> {
         let shards = plan.shards;
         let config = Arc::new(config);
+        let (auth, service) = Auth::load(&config)?;
+        let auth_health = service.as_ref().map(Service::health);
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
@@ -238,11 +264,16 @@ impl Edge {
             certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
             mesh: mesh.clone(),
+            auth: auth.clone(),
+            auth_health,
             connections_max: config.connections_max,
             started_unix: started_unix(),
             threads: (0..shards).map(|_| AtomicI32::new(0)).collect(),
             stuck: AtomicU64::new(0),
         });
+        if let Some(service) = service {
+            service.start(mesh.clone())?;
+        }
         let mut edge = Self { listen, state, shards: Vec::with_capacity(shards) };
         let listeners = (0..plan.cores)
             .map(|_| driver::listen(listen))
@@ -257,8 +288,12 @@ impl Edge {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
                 LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
             });
-            let given =
-                Given { counters: counters.clone(), quotas: quotas.clone(), tls: tls.clone() };
+            let given = Given {
+                auth: auth.clone(),
+                counters: counters.clone(),
+                quotas: quotas.clone(),
+                tls: tls.clone(),
+            };
             let config = config.clone();
             let (mesh, shares) = (mesh.clone(), shares.clone());
             let (stop, started, state) = (stop.clone(), started.clone(), edge.state.clone());

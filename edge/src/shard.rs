@@ -4,6 +4,7 @@
 //! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplink once a turn.
 //! What a client says is dealt with in [`clients`], what the router says in [`routers`].
 
+mod admission;
 mod clients;
 mod commands;
 mod door;
@@ -18,18 +19,21 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ahash::AHashSet;
 use hawser_proto::client::error::Code;
 use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
+use self::admission::HeadToken;
 use self::reload::Told;
-use crate::auth::Auth;
+use crate::auth::ask::Verdict;
+use crate::auth::{Auth, Identity, Refused};
 use crate::client;
 use crate::config::Config;
 use crate::conn::{
     self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Mode, Peer,
-    Phase, Receiving, Sending, Session,
+    Phase, Receiving, Sending, Session, Step,
 };
 use crate::drain::Drain;
 use crate::http;
@@ -154,6 +158,8 @@ impl Share {
 /// What a shard is given of what it shares with others.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
+    /// What checks tokens.
+    pub auth: Auth,
     /// What it counts.
     pub counters: Arc<Counters>,
     /// Those of all shards.
@@ -180,6 +186,8 @@ pub struct Shard {
     deflater: ws::Deflater,
     inflater: ws::Inflater,
     auth: Auth,
+    /// Sessions whose Refresh is being asked about, one each.
+    refreshing: AHashSet<ConnKey>,
     counters: Arc<Counters>,
     share: Share,
     quotas: Arc<Quotas>,
@@ -227,7 +235,8 @@ impl Shard {
             framing: framing(&config),
             deflater: deflater(&config),
             inflater: ws::Inflater::default(),
-            auth: Auth::Dev,
+            auth: given.auth,
+            refreshing: AHashSet::new(),
             counters: given.counters,
             share,
             quotas: given.quotas,
@@ -368,7 +377,11 @@ impl Shard {
             Phase::Head { .. } => self.handle_head(now, key, bytes),
             Phase::Proxy { .. } => {}
             Phase::Closing(closing) if closing.stage != CloseStage::AwaitPeer => {}
-            Phase::Echo | Phase::Connecting(_) | Phase::Session(_) | Phase::Closing(_) => {
+            Phase::Asking(_)
+            | Phase::Echo
+            | Phase::Connecting(..)
+            | Phase::Session(_)
+            | Phase::Closing(_) => {
                 self.handle_frames(now, key, bytes);
             }
         }
@@ -379,9 +392,11 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let ticks = match conn.phase {
             Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Connecting(_) | Phase::Closing(_) => {
-                0
-            }
+            Phase::Proxy { .. }
+            | Phase::Head { .. }
+            | Phase::Asking(_)
+            | Phase::Connecting(..)
+            | Phase::Closing(_) => 0,
         };
         if ticks > 0 && !conn.throttled {
             conn.throttled = true;
@@ -430,9 +445,35 @@ impl Shard {
     ) {
         let upgrade = match outcome {
             http::Outcome::Upgrade(upgrade) => upgrade,
-            http::Outcome::Refused(refusal) => return self.refuse(now, key, refusal),
+            http::Outcome::Refused(refusal) => {
+                if *refusal == http::Refusal::ORIGIN {
+                    self.counters.origin_refused();
+                }
+                return self.refuse(now, key, refusal);
+            }
             http::Outcome::Incomplete => return,
         };
+        match self.check_head(now, key, bytes, upgrade) {
+            Ok(HeadToken::None) => self.open(now, key, upgrade, None),
+            Ok(HeadToken::Of(identity)) => self.open(now, key, upgrade, Some(identity)),
+            Ok(HeadToken::Asked) => {
+                self.await_verdict(now, key, Step::Upgrade(upgrade.clone()));
+            }
+            Err(refusal) => return self.refuse(now, key, &refusal),
+        }
+        if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
+            self.handle_frames(now, key, rest);
+        }
+    }
+
+    /// Opens the WebSocket, for whom the request's token named if it brought one.
+    fn open(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        upgrade: &http::Upgrade,
+        identity: Option<Box<Identity>>,
+    ) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.handshakes -= 1;
         if let Phase::Head { since_ms, .. } = conn.phase {
@@ -440,10 +481,11 @@ impl Shard {
         }
         let deadline = match &upgrade.route {
             http::Route::Client(subprotocol) => {
-                conn.phase = Phase::Connecting(match subprotocol {
+                let codec = match subprotocol {
                     http::Subprotocol::Proto => Codec::Proto,
                     http::Subprotocol::Json => Codec::Json,
-                });
+                };
+                conn.phase = Phase::Connecting(codec, identity);
                 now.tick.after(self.config.connect_timeout)
             }
             http::Route::Echo(_) => {
@@ -456,9 +498,6 @@ impl Shard {
         self.counters.upgraded.add(1);
         self.send_later(key);
         self.schedule(key, deadline);
-        if let Some(rest @ [_, ..]) = bytes.get_mut(upgrade.head_bytes..) {
-            self.handle_frames(now, key, rest);
-        }
     }
 
     fn handle_frames(&mut self, now: Now, key: ConnKey, bytes: &mut [u8]) {
@@ -469,6 +508,9 @@ impl Shard {
         let mut at = 0;
         let outcome = loop {
             let Some(input @ [_, ..]) = bytes.get_mut(at..) else { break Ok(()) };
+            if self.is_asking(key) {
+                break self.hold(key, input);
+            }
             match decoder.next(input, &framing, &mut self.decoder_pool) {
                 Ok((taken, item)) => {
                     at += taken;
@@ -558,12 +600,14 @@ impl Shard {
                 self.send_later(key);
                 Ok(())
             }
-            Phase::Connecting(codec) => self.handle_payload(now, key, codec, text, payload),
+            Phase::Connecting(codec, _) => self.handle_payload(now, key, codec, text, payload),
             Phase::Session(ref session) => {
                 let codec = session.codec;
                 self.handle_payload(now, key, codec, text, payload)
             }
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Closing(_) => Ok(()),
+            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Asking(_) | Phase::Closing(_) => {
+                Ok(())
+            }
         }
     }
 
@@ -582,8 +626,9 @@ impl Shard {
             Phase::Closing(closing) => closing.reason,
             Phase::Proxy { .. }
             | Phase::Head { .. }
+            | Phase::Asking(_)
             | Phase::Echo
-            | Phase::Connecting(_)
+            | Phase::Connecting(..)
             | Phase::Session(_) => {
                 if errno == 0 {
                     CloseReason::Vanished
@@ -604,8 +649,9 @@ impl Shard {
                 Phase::Closing(closing) => closing.reason,
                 Phase::Proxy { .. }
                 | Phase::Head { .. }
+                | Phase::Asking(_)
                 | Phase::Echo
-                | Phase::Connecting(_)
+                | Phase::Connecting(..)
                 | Phase::Session(_) => CloseReason::SocketFailed,
             };
             self.remove(key, reason);
@@ -631,8 +677,16 @@ impl Shard {
                 return self.remove(key, CloseReason::TlsTimeout);
             }
             Phase::Head { .. } => return self.refuse(now, key, &http::Refusal::timed_out()),
-            Phase::Connecting(_) => return self.close(now, key, CloseReason::ConnectMissing),
+            // The auth thread keeps to its time, unless it cannot.
+            Phase::Asking(_) => {
+                let (key, outcome) = (key, Err(Refused::Unavailable));
+                return self.handle_verdict(now, Verdict { key, outcome });
+            }
+            Phase::Connecting(..) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
+            Phase::Session(_) if conn.token_ends <= now.tick => {
+                return self.close(now, key, CloseReason::TokenExpired);
+            }
             Phase::Session(session) if !session.registered => {
                 let text = "no router registered this connection in time";
                 self.tell_error(key, Code::Unavailable.into(), text, true);
@@ -646,7 +700,7 @@ impl Shard {
             Phase::Echo => conn.last_heard.after(self.config.silence_max(Mode::Background)),
         };
         if deadline > now.tick {
-            self.schedule(key, deadline);
+            self.schedule_session(key, deadline);
         } else {
             self.close(now, key, CloseReason::PingMissing);
         }
@@ -668,7 +722,9 @@ impl Shard {
                 closing.peer_closed |= answered;
             }
             Phase::Proxy { .. } | Phase::Head { .. } => return self.remove(key, reason),
-            phase @ (Phase::Echo | Phase::Connecting(_) | Phase::Session(_)) => {
+            Phase::Asking(asking) if asking.is_handshake() => return self.remove(key, reason),
+            phase
+            @ (Phase::Asking(_) | Phase::Echo | Phase::Connecting(..) | Phase::Session(_)) => {
                 // A peer whose framing is broken could not be understood when it answers.
                 let peer_closed = matches!(reason, CloseReason::ClosedByPeer(_));
                 let broken = matches!(reason, CloseReason::Protocol(_));
@@ -757,6 +813,9 @@ impl Shard {
             if conn.phase.is_handshake() {
                 self.handshakes -= 1;
             }
+            if !self.refreshing.is_empty() {
+                self.refreshing.remove(&key);
+            }
             if conn.counted.address {
                 self.quotas.leave_address(conn.peer);
             }
@@ -815,6 +874,7 @@ impl Shard {
         let sends = conn.session().map_or(0, |s| s.sends_in_flight);
         let wanted = conn.outbox.bytes() <= OUTBOX_READ_BYTES_MAX
             && !conn.throttled
+            && !matches!(conn.phase, Phase::Asking(_))
             && u32::from(sends) < self.config.sends_in_flight_max
             && !(congested && conn.session().is_some());
         match conn.receiving {
@@ -839,13 +899,23 @@ impl Shard {
         }
     }
 
+    /// The same for what may be a session, which ends with its token.
+    fn schedule_session(&mut self, key: ConnKey, deadline: Tick) {
+        let token_ends = self.conns.get(key).map_or(Tick::NEVER, |conn| conn.token_ends);
+        self.schedule(key, deadline.min(token_ends));
+    }
+
     /// Writes a frame for a client into its outbox.
     fn tell(&mut self, key: ConnKey, frame: &ServerFrame<'_>) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let codec = match &conn.phase {
-            Phase::Connecting(codec) => *codec,
+            Phase::Connecting(codec, _) => *codec,
             Phase::Session(session) => session.codec,
-            Phase::Proxy { .. } | Phase::Head { .. } | Phase::Echo | Phase::Closing(_) => return,
+            Phase::Proxy { .. }
+            | Phase::Head { .. }
+            | Phase::Asking(_)
+            | Phase::Echo
+            | Phase::Closing(_) => return,
         };
         let out = conn.outbox.writer(&mut self.pool);
         let message_at = out.len();
@@ -885,6 +955,7 @@ fn routes(config: &Config) -> http::Routes {
         client_path: config.client_path.clone(),
         echo_path: config.echo_path.clone(),
         deflate: config.limit.deflate,
+        origins: config.admission.allowed_origins.clone(),
     }
 }
 

@@ -27,6 +27,9 @@ const DUE: u16 = (LEVELS * BUCKETS) as u16;
 pub struct Tick(pub u32);
 
 impl Tick {
+    /// Later than every deadline.
+    pub const NEVER: Self = Self(u32::MAX);
+
     /// This moment and `later`, rounded up to whole ticks.
     #[must_use]
     pub fn after(self, later: Duration) -> Self {
@@ -49,6 +52,41 @@ impl Now {
     #[must_use]
     pub fn since(self, unix_ms: i64) -> Duration {
         Duration::from_millis(self.unix_ms.saturating_sub(unix_ms).try_into().unwrap_or(0))
+    }
+
+    /// The tick in which this moment of the calendar lies, as clocks stand now; one that has passed counts as now.
+    #[must_use]
+    pub fn tick_at(self, unix_ms: i64) -> Tick {
+        let ticks = unix_ms.saturating_sub(self.unix_ms).max(0) / TICK.as_millis() as i64;
+        Tick(self.tick.0.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX)))
+    }
+
+    /// When `tick` is or was in the calendar, as clocks stand now, to the grain of a tick.
+    #[must_use]
+    pub fn unix_ms_at(self, tick: Tick) -> i64 {
+        let ticks = i64::from(tick.0) - i64::from(self.tick.0);
+        self.unix_ms.saturating_add(ticks * TICK.as_millis() as i64)
+    }
+}
+
+/// A moment of the calendar to the millisecond, in six bytes: from 1970 to the year 10889; what lies before or behind counts as
+/// the end on its side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([u8; 6]);
+
+impl Stamp {
+    /// From milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn of(unix_ms: i64) -> Self {
+        let [bytes @ .., _, _] = unix_ms.clamp(0, (1 << 48) - 1).to_le_bytes();
+        Self(bytes)
+    }
+
+    /// In milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn unix_ms(self) -> i64 {
+        let [a, b, c, d, e, f] = self.0;
+        i64::from_le_bytes([a, b, c, d, e, f, 0, 0])
     }
 }
 
@@ -218,6 +256,29 @@ mod tests {
         fn entry(&mut self, slot: u32) -> &mut TimerEntry {
             &mut self[slot as usize]
         }
+    }
+
+    #[test]
+    fn ticks_and_the_calendar_are_translated_both_ways() {
+        let now = Now { tick: Tick(100), unix_ms: 1_000_000 };
+        for (unix_ms, tick, back) in
+            [(1_000_000, 100, 1_000_000), (1_000_250, 102, 1_000_200), (999_000, 100, 1_000_000)]
+        {
+            assert_eq!(now.tick_at(unix_ms), Tick(tick));
+            assert_eq!(now.unix_ms_at(Tick(tick)), back);
+        }
+        assert_eq!(now.unix_ms_at(Tick(90)), 999_000);
+        assert_eq!(now.tick_at(i64::MAX), Tick::NEVER);
+        assert!(now.unix_ms_at(Tick::NEVER) > 1_000_000);
+    }
+
+    #[test]
+    fn a_stamp_keeps_every_millisecond_that_a_clock_will_show() {
+        for unix_ms in [0, 1, 255, 256, 1_790_000_000_123, (1 << 48) - 1] {
+            assert_eq!(Stamp::of(unix_ms).unix_ms(), unix_ms);
+        }
+        assert_eq!(Stamp::of(-1).unix_ms(), 0);
+        assert_eq!(Stamp::of(i64::MAX).unix_ms(), (1 << 48) - 1);
     }
 
     #[test]

@@ -195,6 +195,29 @@ fn dev_auth_on_a_public_address_is_refused() {
 }
 
 #[test]
+fn without_a_way_to_check_tokens_the_choices_are_named() {
+    let sentence = refusal(with(&["--dev-auth=false"]));
+    assert_names(
+        &sentence,
+        &["--jwt-key-file", "--jwt-hs256-key-file", "--jwt-jwks-url", "--auth-url"],
+    );
+    assert_names(&sentence, &["--dev-auth", "loopback"]);
+}
+
+#[test]
+fn a_file_of_keys_that_is_no_good_is_named_with_its_knob() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "secret").unwrap();
+    let path = file.path().to_str().unwrap();
+    for knob in ["--jwt-key-file", "--jwt-hs256-key-file", "--jwt-jwks-file"] {
+        for path in [path, "/nowhere/key"] {
+            let sentence = refusal(with(&["--dev-auth=false", knob, path]));
+            assert!(sentence.starts_with(&format!("{knob}: {path} ")), "{sentence}");
+        }
+    }
+}
+
+#[test]
 fn an_echo_path_that_is_the_clients_path_is_refused() {
     let sentence = refusal(with(&["--echo-path=/ws"]));
     assert!(sentence.starts_with("--echo-path: "), "{sentence}");

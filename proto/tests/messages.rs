@@ -100,7 +100,20 @@ fn server_frames() -> Vec<(&'static str, client::server_frame::Frame)> {
                 cursor: 9,
                 resumed: true,
                 user: "alice".into(),
+                token_expires_at_ms: 0,
             }),
+        ),
+        (
+            "server_welcome_until",
+            Frame::Welcome(client::Welcome {
+                connection_id: 1,
+                token_expires_at_ms: 1_790_000_600_000,
+                ..client::Welcome::default()
+            }),
+        ),
+        (
+            "server_refreshed",
+            Frame::Refreshed(client::Refreshed { token_expires_at_ms: 1_790_000_600_000 }),
         ),
         (
             "server_send_ack",

@@ -266,7 +266,10 @@ impl Session {
                 Note::GoAway(go_away)
             }
             ServerFrame::Error(error) => Note::Failed(error),
-            ServerFrame::Signal(_) | ServerFrame::Pong(_) | ServerFrame::Unknown => Note::Nothing,
+            ServerFrame::Signal(_)
+            | ServerFrame::Pong(_)
+            | ServerFrame::Refreshed(_)
+            | ServerFrame::Unknown => Note::Nothing,
         })
     }
 

@@ -388,6 +388,7 @@ impl Talk {
             | ServerFrame::Receipt(_)
             | ServerFrame::Signal(_)
             | ServerFrame::Gap(_)
+            | ServerFrame::Refreshed(_)
             | ServerFrame::Unknown => Ok(()),
         }
     }

@@ -81,7 +81,8 @@ fn with_named_enums(mut frame: owned::ServerFrame) -> owned::ServerFrame {
             | Frame::Deliver(_)
             | Frame::Signal(_)
             | Frame::GoAway(_)
-            | Frame::Pong(_),
+            | Frame::Pong(_)
+            | Frame::Refreshed(_),
         )
         | None => {}
     }

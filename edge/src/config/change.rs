@@ -34,6 +34,18 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("receive_buffer_bytes", Change::Restart),
     ("handshakes_max", Change::Restart),
     ("dev_auth", Change::Restart),
+    // What checks tokens is what it was; files of keys are read again all the same.
+    ("jwt_hs256_key_file", Change::Restart),
+    ("jwt_key_file", Change::Restart),
+    ("jwt_jwks_file", Change::Restart),
+    ("jwt_jwks_url", Change::Restart),
+    ("jwt_jwks_refresh", Change::Restart),
+    ("jwt_jwks_refetch_min", Change::Restart),
+    ("auth_url", Change::Restart),
+    ("auth_timeout", Change::Restart),
+    ("auth_calls_max", Change::Restart),
+    ("auth_cache", Change::Restart),
+    ("rate_classes", Change::Restart),
     ("log_format", Change::Restart),
     // Read at each use.
     ("client_path", Change::Live),
@@ -45,6 +57,13 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("missed_beats_max", Change::Live),
     ("ping_grace", Change::Live),
     ("proxy_protocol_from", Change::Live),
+    ("allowed_origins", Change::Live),
+    // For tokens that come from now on.
+    ("jwt_issuer", Change::Live),
+    ("jwt_audience", Change::Live),
+    ("jwt_clock_skew", Change::Live),
+    ("jwt_user_claim", Change::Live),
+    ("jwt_exp_optional", Change::Live),
     // As long as TLS stays on, or stays off.
     ("tls_cert", Change::Live),
     ("tls_key", Change::Live),

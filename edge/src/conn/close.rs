@@ -6,6 +6,9 @@ use crate::ws::ProtocolError;
 /// What stands for a Close frame without a code; never sent (RFC 6455 section 7.4.1).
 pub const NO_STATUS_RECEIVED: u16 = 1005;
 
+/// Our own: the token has expired; get a new one, then come back (client.proto).
+pub const TOKEN_EXPIRED: u16 = 4401;
+
 /// Why a connection ends. Names are what metrics and logs call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
@@ -27,6 +30,12 @@ pub enum CloseReason {
     ConnectMissing,
     /// The token was refused.
     Unauthenticated,
+    /// The token cannot be checked at the moment.
+    TokenUnchecked,
+    /// The token has expired, and no newer one came.
+    TokenExpired,
+    /// Too much came while the token was being checked.
+    EarlyFrames,
     /// Connect with a field that is missing or over its bound.
     BadConnect,
     /// A newer connection of the same device took over.
@@ -69,11 +78,15 @@ impl CloseReason {
             Self::NotConnected
             | Self::ConnectMissing
             | Self::Unauthenticated
+            | Self::EarlyFrames
             | Self::BadConnect
             | Self::Replaced
             | Self::Operator
             | Self::PingMissing => Some(1008),
-            Self::SlowReader | Self::RouterUnavailable | Self::UserLimit => Some(1013),
+            Self::SlowReader | Self::RouterUnavailable | Self::UserLimit | Self::TokenUnchecked => {
+                Some(1013)
+            }
+            Self::TokenExpired => Some(TOKEN_EXPIRED),
             Self::GoingAway => Some(1001),
             // Service restart (IANA registry of close codes): come back soon.
             Self::Drained | Self::Rebalanced => Some(1012),
@@ -99,6 +112,9 @@ impl CloseReason {
             Self::NotConnected => "the first frame has to be Connect",
             Self::ConnectMissing => "no Connect in time",
             Self::Unauthenticated => "token refused",
+            Self::TokenUnchecked => "tokens cannot be checked, try again",
+            Self::TokenExpired => "token expired",
+            Self::EarlyFrames => "too much before the token was checked",
             Self::BadConnect => "bad Connect",
             Self::Replaced => "replaced by a newer connection of this device",
             Self::Operator => "disconnected by an operator",
@@ -129,6 +145,9 @@ impl CloseReason {
             Self::NotConnected => "not_connected",
             Self::ConnectMissing => "connect_missing",
             Self::Unauthenticated => "unauthenticated",
+            Self::TokenUnchecked => "token_unchecked",
+            Self::TokenExpired => "token_expired",
+            Self::EarlyFrames => "early_frames",
             Self::BadConnect => "bad_connect",
             Self::Replaced => "replaced",
             Self::Operator => "operator",

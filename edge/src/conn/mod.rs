@@ -15,11 +15,11 @@ pub mod slab;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU64;
 
-use arrayvec::ArrayString;
-
+use crate::auth::{DeviceId, Grant, Identity, UserId};
+use crate::http::Upgrade;
 use crate::limits;
 use crate::meter::Meter;
-use crate::timer::{Now, Tick, TimerEntry};
+use crate::timer::{Now, Stamp, Tick, TimerEntry};
 use crate::tls::Tls;
 use crate::ws::{Decoder, WindowBits};
 
@@ -128,13 +128,13 @@ impl std::fmt::Debug for Peer {
 #[derive(Debug)]
 pub struct Session {
     /// User id, from the token.
-    pub user: ArrayString<{ limits::USER_ID_BYTES_MAX }>,
+    pub user: UserId,
     /// Device id, from the client.
-    pub device: ArrayString<{ limits::DEVICE_ID_BYTES_MAX }>,
+    pub device: DeviceId,
     /// How far the client has acknowledged.
     pub acked: Acked,
-    /// When Connect came, in milliseconds since the Unix epoch.
-    pub connected_at_ms: i64,
+    /// When Connect came.
+    pub connected_at: Stamp,
     /// Which client program: an index into the shard's table.
     pub client: u16,
     /// Sends that wait for their answer from the router.
@@ -145,6 +145,8 @@ pub struct Session {
     pub mode: Mode,
     /// Whether the router has answered, and the client has its Welcome.
     pub registered: bool,
+    /// What the token lets the client do.
+    pub grant: Grant,
     /// Has been told to go: ends when its last send is answered.
     pub leaving: Option<Farewell>,
 }
@@ -169,6 +171,47 @@ impl Farewell {
     }
 }
 
+/// What waits until it is known whose the token is.
+#[derive(Debug)]
+pub struct Asking {
+    /// What goes on then.
+    pub step: Step,
+    /// What came in the meantime, still framed: dealt with afterwards.
+    pub held: Vec<u8>,
+}
+
+/// What a token was brought for.
+#[derive(Debug)]
+pub enum Step {
+    /// The request, which is answered then.
+    Upgrade(Upgrade),
+    /// Connect, and whom the token of the request named.
+    Connect(Opening, Option<UserId>),
+}
+
+/// What a Connect asks for besides its token.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Which of the user's devices.
+    pub device: DeviceId,
+    /// How far it has acknowledged.
+    pub acked: Acked,
+    /// Which client program: an index into the shard's table.
+    pub client: u16,
+    /// How the client wants its frames.
+    pub codec: Codec,
+    /// How attentive the client is.
+    pub mode: Mode,
+}
+
+impl Asking {
+    /// Whether the request has no answer yet.
+    #[must_use]
+    pub fn is_handshake(&self) -> bool {
+        matches!(self.step, Step::Upgrade(_))
+    }
+}
+
 /// Where a connection is in its life; the data lives in the state that has it.
 #[derive(Debug)]
 pub enum Phase {
@@ -188,8 +231,10 @@ pub enum Phase {
     },
     /// Every data message is given back (`--echo-path`).
     Echo,
-    /// The WebSocket is open, Connect is awaited.
-    Connecting(Codec),
+    /// The token of the request, or of Connect, is being asked about.
+    Asking(Box<Asking>),
+    /// The WebSocket is open, Connect is awaited; with whom the request's token named, when it brought one.
+    Connecting(Codec, Option<Box<Identity>>),
     /// Connect came and its token was good.
     Session(Session),
     /// It ends.
@@ -200,7 +245,11 @@ impl Phase {
     /// Whether the connection is between accept and upgrade.
     #[must_use]
     pub fn is_handshake(&self) -> bool {
-        matches!(self, Self::Proxy { .. } | Self::Head { .. })
+        match self {
+            Self::Proxy { .. } | Self::Head { .. } => true,
+            Self::Asking(asking) => asking.is_handshake(),
+            Self::Echo | Self::Connecting(..) | Self::Session(_) | Self::Closing(_) => false,
+        }
     }
 }
 
@@ -271,6 +320,8 @@ pub struct Connection {
     pub socket: u32,
     /// When the client last gave a sign of life.
     pub last_heard: Tick,
+    /// When the token of its session is no longer good, what clocks may differ by included.
+    pub token_ends: Tick,
     /// Whether the driver receives for it.
     pub receiving: Receiving,
     /// Whether the driver sends for it.
@@ -310,6 +361,7 @@ impl Connection {
             generation: 0,
             socket,
             last_heard: now.tick,
+            token_ends: Tick::NEVER,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
             throttled: false,

@@ -4,14 +4,17 @@
 //! what already cannot become a head; httparse then parses the whole head, once.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::extensions::{self, DeflateOffer};
+use super::token::bearer;
 use super::upgrade::AcceptKey;
 use super::{
-    HEAD_BYTES_MAX, HEADERS_MAX, REQUEST_LINE_BYTES_MAX, Refusal, Route, Subprotocol, Upgrade,
+    AllowedOrigin, HEAD_BYTES_MAX, HEADERS_MAX, REQUEST_LINE_BYTES_MAX, Refusal, Route,
+    Subprotocol, Upgrade,
 };
 
-/// Which paths are served, and what is agreed to there.
+/// Which paths are served and for which pages, and what is agreed to there.
 #[derive(Clone, Debug)]
 pub struct Routes {
     /// Where clients connect.
@@ -20,6 +23,8 @@ pub struct Routes {
     pub echo_path: Option<String>,
     /// Whether permessage-deflate is done with those who offer it.
     pub deflate: bool,
+    /// Pages that may connect; empty: any.
+    pub origins: Vec<AllowedOrigin>,
 }
 
 /// What has arrived amounts to this.
@@ -105,8 +110,16 @@ fn parse(head: &[u8], routes: &Routes) -> Result<Upgrade, Refusal> {
 
     let target_end = leading_bytes(head) + method.len() + " ".len() + target.len();
     let query = target_end - query.len()..target_end;
+    let bearer = fields.bearer()?.map_or(0..0, |token| place_of(token, head));
     let deflate = fields.deflate;
-    Ok(Upgrade { head_bytes: head.len(), accept, route, deflate, query })
+    Ok(Upgrade { head_bytes: head.len(), accept, route, deflate, query, bearer })
+}
+
+/// Where `part`, a slice of `head`, lies in it.
+fn place_of(part: &[u8], head: &[u8]) -> Range<usize> {
+    let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+    debug_assert!(start + part.len() <= head.len());
+    start..start + part.len()
 }
 
 /// A version that httparse does not know: HTTP/1.2 and up are read as 1.1 (RFC 9110 section 2.5).
@@ -149,6 +162,8 @@ struct Fields<'a> {
     connection_upgrade: bool,
     version: Once<'a>,
     key: Once<'a>,
+    authorization: Once<'a>,
+    origin: Once<'a>,
     /// The first one offered that we speak.
     subprotocol: Option<Subprotocol>,
     /// The first offer of permessage-deflate that we do.
@@ -198,6 +213,10 @@ impl<'a> Fields<'a> {
             } else if deflate && named("Sec-WebSocket-Extensions") {
                 let offer = extensions::first_deflate_offer(value).ok_or(Refusal::EXTENSIONS)?;
                 fields.deflate = fields.deflate.or(offer);
+            } else if named("Authorization") {
+                fields.authorization.add(value);
+            } else if named("Origin") {
+                fields.origin.add(value);
             } else if named("Transfer-Encoding") {
                 fields.has_body = true;
             } else if named("Content-Length") {
@@ -208,6 +227,25 @@ impl<'a> Fields<'a> {
             Once::Value(host) if is_host(host) => Ok(fields),
             Once::Value(_) | Once::Missing | Once::Repeated => Err(Refusal::HOST),
         }
+    }
+
+    /// The token in Authorization, when one is there.
+    fn bearer(&self) -> Result<Option<&'a [u8]>, Refusal> {
+        match self.authorization {
+            Once::Missing => Ok(None),
+            Once::Value(value) => Ok(bearer(value)),
+            Once::Repeated => Err(Refusal::TOKENS),
+        }
+    }
+
+    /// Whether a page may connect. A program that is no browser sends no Origin.
+    fn judge_origin(&self, allowed: &[AllowedOrigin]) -> Result<(), Refusal> {
+        let admitted = match self.origin {
+            Once::Missing => true,
+            Once::Value(origin) => allowed.iter().any(|entry| entry.admits(origin)),
+            Once::Repeated => false,
+        };
+        if admitted || allowed.is_empty() { Ok(()) } else { Err(Refusal::ORIGIN) }
     }
 
     /// The checks of RFC 6455 section 4.2.1, and ours, in the order in which a person would want to
@@ -228,6 +266,7 @@ impl<'a> Fields<'a> {
         if self.has_body {
             return Err(Refusal::BODY);
         }
+        self.judge_origin(&routes.origins)?;
         if !(self.upgrade_websocket && self.connection_upgrade) {
             return Err(Refusal::UPGRADE);
         }
@@ -276,7 +315,12 @@ mod tests {
         Sec-WebSocket-Version: 13\r\n\r\n";
 
     fn routes() -> Routes {
-        Routes { client_path: "/ws".into(), echo_path: Some("/echo".into()), deflate: true }
+        Routes {
+            client_path: "/ws".into(),
+            echo_path: Some("/echo".into()),
+            deflate: true,
+            origins: Vec::new(),
+        }
     }
 
     /// Reads in a piece and byte by byte, which has to come to the same.
@@ -375,6 +419,29 @@ mod tests {
         let no_echo = Routes { echo_path: None, ..routes() };
         let outcome = read_head(plain.as_bytes(), 0, &no_echo);
         assert_eq!(outcome, Outcome::Refused(Refusal::PATH));
+    }
+
+    #[test]
+    fn a_page_connects_when_its_origin_is_on_the_list_or_there_is_no_list() {
+        let listed = |list: &[&str], head: &str| {
+            let origins = list.iter().map(|entry| entry.parse().unwrap()).collect();
+            match read_head(head.as_bytes(), 0, &Routes { origins, ..routes() }) {
+                Outcome::Upgrade(_) => true,
+                Outcome::Refused(refusal) => {
+                    assert_eq!(refusal, Refusal::ORIGIN);
+                    false
+                }
+                Outcome::Incomplete => panic!("{head}"),
+            }
+        };
+        let none = with("Origin: http://example.com\r\n", "");
+        let twice = with("Origin: ", "Origin: http://example.com\r\nOrigin: ");
+        assert!(listed(&[], GOOD) && listed(&[], &none) && listed(&[], &twice));
+        let list = &["https://a.example", "http://example.com"][..];
+        assert!(listed(list, GOOD) && listed(list, &none) && !listed(list, &twice));
+        assert!(!listed(&["https://*.example.com"], GOOD));
+        assert!(!listed(list, &with("http://example.com", "http://example.com.evil.example")));
+        assert!(!listed(list, &with("/ws", "/echo").replace("http://example.com", "null")));
     }
 
     #[test]

@@ -6,12 +6,16 @@
 
 pub mod extensions;
 pub mod head;
+pub mod origin;
 pub mod refusal;
+pub mod token;
 pub mod upgrade;
 
 pub use self::extensions::DeflateOffer;
 pub use self::head::{Outcome, Routes, read_head};
+pub use self::origin::AllowedOrigin;
 pub use self::refusal::Refusal;
+pub use self::token::token_of;
 pub use self::upgrade::{Route, Subprotocol, Upgrade, write_upgrade};
 
 /// Longest request head, in bytes: request line, headers and the empty line after them. Past it the

@@ -58,6 +58,17 @@ impl Refusal {
     /// Plain HTTP on a port that speaks TLS.
     pub const TLS_WANTED: Self = Self::new(400, "this port speaks TLS: ask with https or wss");
 
+    /// A page whose Origin is not on the list (RFC 6455 section 10.2).
+    pub const ORIGIN: Self = Self::new(403, "pages of this origin may not connect");
+    /// More than one token (RFC 6750 section 3.1).
+    pub const TOKENS: Self = Self {
+        headers: "WWW-Authenticate: Bearer error=\"invalid_request\"\r\n",
+        ..Self::new(
+            400,
+            "a request has its token in one place: Authorization, or access_token in the query",
+        )
+    };
+
     const fn new(status: u16, sentence: &'static str) -> Self {
         Self { status, headers: "", sentence }
     }
@@ -89,6 +100,21 @@ impl Refusal {
         }
     }
 
+    /// 401: the token is no good, as this sentence says (RFC 6750 section 3.1).
+    #[must_use]
+    pub const fn unauthorized(sentence: &'static str) -> Self {
+        Self {
+            headers: "WWW-Authenticate: Bearer error=\"invalid_token\"\r\n",
+            ..Self::new(401, sentence)
+        }
+    }
+
+    /// 503: the token cannot be checked at the moment, as this sentence says.
+    #[must_use]
+    pub const fn unchecked(sentence: &'static str) -> Self {
+        Self { headers: "Retry-After: 5\r\n", ..Self::new(503, sentence) }
+    }
+
     /// 408: the head did not come in time.
     #[must_use]
     pub const fn timed_out() -> Self {
@@ -115,6 +141,8 @@ impl Refusal {
 const fn phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
@@ -158,6 +186,11 @@ mod tests {
             (Refusal::overloaded(), &["Retry-After: 5"]),
             (Refusal::busy(), &["HTTP/1.1 503 Service Unavailable", "Retry-After: 2"]),
             (Refusal::too_many(), &["HTTP/1.1 429 Too Many Requests", "Retry-After: 10"]),
+            (
+                Refusal::unauthorized("token has expired"),
+                &["HTTP/1.1 401 Unauthorized", "WWW-Authenticate: Bearer error=\"invalid_token\""],
+            ),
+            (Refusal::unchecked("try again"), &["Retry-After: 5"]),
             (Refusal::timed_out(), &["HTTP/1.1 408 Request Timeout"]),
         ] {
             let answer = answer(refusal);

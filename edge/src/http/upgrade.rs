@@ -20,6 +20,8 @@ pub struct Upgrade {
     pub deflate: Option<DeflateOffer>,
     /// Where in the head the query string lies, without its `?`; empty when there is none.
     pub query: Range<usize>,
+    /// Where in the head the token of `Authorization: Bearer` lies; empty when there is none.
+    pub bearer: Range<usize>,
     pub(super) accept: AcceptKey,
 }
 
@@ -116,7 +118,8 @@ mod tests {
     fn answer(route: Route, deflate: Option<DeflateOffer>) -> String {
         let accept = AcceptKey::answering(KEY).unwrap();
         let mut out = Vec::new();
-        write_upgrade(&mut out, &Upgrade { head_bytes: 0, route, deflate, query: 0..0, accept });
+        let upgrade = Upgrade { head_bytes: 0, route, deflate, query: 0..0, bearer: 0..0, accept };
+        write_upgrade(&mut out, &upgrade);
         String::from_utf8(out).unwrap()
     }
 

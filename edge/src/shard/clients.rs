@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use arrayvec::ArrayString;
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
-    Ack, ClientFrame, Connect, Error, Pong, Refresh, Send, SendAck, ServerFrame, SetMode, Signal,
-    Sync,
+    Ack, ClientFrame, Connect, Error, Pong, Send, SendAck, ServerFrame, SetMode, Signal, Sync,
 };
 use hawser_proto::view::link::{self, EdgeMessage};
 
 use super::{CLIENT_KINDS_MAX, Shard, open_batch};
+use crate::auth::{DeviceId, Identity, Permission};
 use crate::client;
-use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Phase, Session};
+use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Opening, Phase, Session};
 use crate::limits;
 use crate::quotas::Exceeded;
-use crate::timer::Now;
+use crate::timer::{Now, Stamp};
 
 /// Why a Send is refused at once: code, text, and whether the same may work later.
 type Refusal = (Code, &'static str, bool);
@@ -44,7 +43,7 @@ impl Shard {
         frame: ClientFrame<'_>,
     ) -> Result<(), CloseReason> {
         let Some(conn) = self.conns.get(key) else { return Ok(()) };
-        if let Phase::Connecting(codec) = conn.phase {
+        if let Phase::Connecting(codec, _) = conn.phase {
             let ClientFrame::Connect(connect) = frame else {
                 let text = CloseReason::NotConnected.text();
                 self.tell_error(key, Code::NotConnected.into(), text, false);
@@ -73,7 +72,7 @@ impl Shard {
                     after_sequence,
                 }));
             }
-            ClientFrame::Refresh(refresh) => self.handle_refresh(key, refresh),
+            ClientFrame::Refresh(refresh) => self.handle_refresh(now, key, refresh),
             ClientFrame::Connect(_) => {
                 self.tell_error(key, Code::AlreadyConnected.into(), "already connected", false);
             }
@@ -96,16 +95,29 @@ impl Shard {
             self.tell_error(key, Code::InvalidArgument.into(), text, false);
             return Err(CloseReason::BadConnect);
         }
-        let user = match self.auth.check(connect.token) {
-            Ok(user) => user,
-            Err(refused) => {
-                self.tell_error(key, Code::Unauthenticated.into(), refused.text(), false);
-                return Err(CloseReason::Unauthenticated);
-            }
-        };
-        let Ok(device) = ArrayString::from(connect.device_id) else {
+        let Ok(device) = DeviceId::from(connect.device_id) else {
             return Err(CloseReason::BadConnect);
         };
+        let opening = Opening {
+            device,
+            acked: Acked::new(connect.resume_cursor),
+            client: self.client_number(connect.client_kind, connect.client_version),
+            codec,
+            mode: Mode::from_number(connect.mode),
+        };
+        self.admit(now, key, &connect, opening)
+    }
+
+    /// Makes a session of a connection whose user is known.
+    pub(super) fn begin_session(
+        &mut self,
+        now: Now,
+        key: ConnKey,
+        opening: Opening,
+        identity: &Identity,
+    ) -> Result<(), CloseReason> {
+        let Opening { device, acked, client, codec, mode } = opening;
+        let user = identity.user;
         if let Some(older) = self.registry.find_device(&self.conns, &user, &device) {
             self.replace(now, older);
         }
@@ -115,23 +127,25 @@ impl Shard {
             self.tell_error(key, Code::Overloaded.into(), text, true);
             return Err(CloseReason::UserLimit);
         }
-        let client = self.client_number(connect.client_kind, connect.client_version);
+        let token_ends = self.token_ends(now, identity);
         let session = Session {
             user,
             device,
-            acked: Acked::new(connect.resume_cursor),
-            connected_at_ms: now.unix_ms,
+            acked,
+            connected_at: Stamp::of(now.unix_ms),
             client,
             sends_in_flight: 0,
             codec,
-            mode: Mode::from_number(connect.mode),
+            mode,
             registered: false,
+            grant: identity.grant,
             leaving: None,
         };
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         conn.phase = Phase::Session(session);
+        conn.token_ends = token_ends;
         self.registry.insert(&self.conns, key);
-        self.schedule(key, now.tick.after(self.config.connect_timeout));
+        self.schedule_session(key, now.tick.after(self.config.connect_timeout));
         self.register(key, false);
         Ok(())
     }
@@ -169,7 +183,7 @@ impl Shard {
             user: &session.user,
             device: &session.device,
             cursor: session.acked.sequence(),
-            connected_at_ms: session.connected_at_ms,
+            connected_at_ms: session.connected_at.unix_ms(),
             client_kind: kind,
             client_version: version,
             answer: !session.registered,
@@ -215,6 +229,13 @@ impl Shard {
         }
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         let Phase::Session(session) = &mut conn.phase else { return Ok(()) };
+        let (permission, text) = match send.to_group {
+            "" => (Permission::SendUsers, "the token does not allow to send to users"),
+            _ => (Permission::SendGroups, "the token does not allow to send to groups"),
+        };
+        if !session.grant.allows(permission) {
+            return Err((Code::PermissionDenied, text, false));
+        }
         let expires_at_ms = match send.expires_after_ms {
             Some(after) => {
                 now.unix_ms.saturating_add(i64::try_from(after).unwrap_or(i64::MAX)).max(1)
@@ -262,6 +283,11 @@ impl Shard {
         } else {
             let connection = key.to_connection_id(self.index);
             let Some(session) = self.session(key) else { return };
+            if !session.grant.allows(Permission::Signals) {
+                self.counters.signals_denied.add(1);
+                let text = "the token does not allow signals";
+                return self.tell_error(key, Code::PermissionDenied.into(), text, false);
+            }
             let from = session.user;
             let Signal { user: to, kind, payload } = signal;
             return self.say(&EdgeMessage::Signal(link::Signal {
@@ -284,22 +310,7 @@ impl Shard {
         }
     }
 
-    fn handle_refresh(&mut self, key: ConnKey, refresh: Refresh<'_>) {
-        let checked = if refresh.token.len() > limits::TOKEN_BYTES_MAX {
-            Err("token: at most 4,096 bytes")
-        } else {
-            self.auth.check(refresh.token).map_err(|refused| refused.text())
-        };
-        let Some(session) = self.session(key) else { return };
-        let text = match checked {
-            Ok(user) if user == session.user => return,
-            Ok(_) => "token of another user",
-            Err(text) => text,
-        };
-        self.tell_error(key, Code::Unauthenticated.into(), text, false);
-    }
-
-    fn session(&mut self, key: ConnKey) -> Option<&mut Session> {
+    pub(super) fn session(&mut self, key: ConnKey) -> Option<&mut Session> {
         self.conns.get_mut(key)?.session_mut()
     }
 

@@ -49,6 +49,7 @@ impl Shard {
                 self.close(now, key, CloseReason::Operator);
                 let _ = answer.send(is_here);
             }
+            Command::Verdict(verdict) => self.handle_verdict(now, *verdict),
         }
     }
 
@@ -92,7 +93,12 @@ impl Shard {
             Phase::Closing(_) => {}
             Phase::Proxy { .. } => self.remove(key, farewell.reason()),
             Phase::Head { .. } => self.refuse(now, key, &http::Refusal::overloaded()),
-            Phase::Echo | Phase::Connecting(_) => self.close(now, key, farewell.reason()),
+            Phase::Asking(asking) if asking.is_handshake() => {
+                self.refuse(now, key, &http::Refusal::overloaded());
+            }
+            Phase::Echo | Phase::Asking(_) | Phase::Connecting(..) => {
+                self.close(now, key, farewell.reason());
+            }
             Phase::Session(session) => {
                 session.leaving = Some(farewell);
                 let reason = farewell.reason().text();

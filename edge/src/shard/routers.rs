@@ -200,7 +200,7 @@ impl Shard {
             return;
         }
         let (user, device) = (session.user, session.device);
-        self.counters.registration.observe(now.since(session.connected_at_ms));
+        self.counters.registration.observe(now.since(session.connected_at.unix_ms()));
         if let Some(conn) = self.conns.get(key) {
             let (connection, peer) = (registered.connection, conn.peer.address());
             tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");
@@ -222,6 +222,7 @@ impl Shard {
             cursor: registered.cursor,
             resumed: registered.resumed,
             user: &user,
+            token_expires_at_ms: self.token_expires_at_ms(now, key),
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
         self.schedule_silence(now, key);
@@ -229,7 +230,7 @@ impl Shard {
 
     pub(super) fn schedule_silence(&mut self, now: Now, key: ConnKey) {
         if let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) {
-            self.schedule(key, self.silence_end(now.tick, session));
+            self.schedule_session(key, self.silence_end(now.tick, session));
         }
     }
 

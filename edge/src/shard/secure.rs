@@ -79,7 +79,8 @@ impl Shard {
             Phase::Proxy { .. }
             | Phase::Head { .. }
             | Phase::Echo
-            | Phase::Connecting(_)
+            | Phase::Asking(_)
+            | Phase::Connecting(..)
             | Phase::Session(_) => {
                 let (reason, stage) = (CloseReason::Vanished, CloseStage::Flush);
                 self.begin_closing(key, Closing { reason, stage, peer_closed: true });

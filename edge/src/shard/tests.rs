@@ -1,5 +1,6 @@
 //! A shard by itself: clients speak bytes, the router speaks parcels, the test turns the clock.
 
+mod admission;
 mod commands;
 mod secure;
 
@@ -203,9 +204,9 @@ impl Rig {
     }
 
     /// A client whose Connect the router has answered.
-    fn session(&mut self, user: &str, device: &str) -> ConnKey {
+    fn session(&mut self, token: &str, device: &str) -> ConnKey {
         let key = self.connecting();
-        self.says(key, connect(user, device));
+        self.says(key, connect(token, device));
         self.registered(key, 0);
         let got = self.gets(key);
         assert!(matches!(&got[..], [Got::Frame(f)] if f.starts_with("welcome")), "{got:?}");
@@ -265,6 +266,7 @@ fn describe(frame: ServerFrame<'_>) -> String {
         ServerFrame::Error(e) => format!("error {}", Code::try_from(e.code).unwrap().as_str_name()),
         ServerFrame::Deliver(d) => format!("deliver {} from {}", d.sequence, d.from),
         ServerFrame::Pong(p) => format!("pong {}", p.nonce),
+        ServerFrame::Refreshed(r) => format!("refreshed until {}", r.token_expires_at_ms),
         ServerFrame::GoAway(g) => format!("go away {} after {} ms", g.reason, g.reconnect_after_ms),
         other => format!("{other:?}"),
     }

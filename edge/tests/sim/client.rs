@@ -235,6 +235,7 @@ impl Client {
             ServerFrame::Error(_)
             | ServerFrame::Signal(_)
             | ServerFrame::GoAway(_)
+            | ServerFrame::Refreshed(_)
             | ServerFrame::Unknown => {
                 env.history.violation(env.ms, format!("{} is told {frame:?}", self.device));
             }

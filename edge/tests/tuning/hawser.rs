@@ -128,8 +128,19 @@ impl Edge {
 
     /// `command` starts an edge with the flags that are added to it.
     pub(crate) fn run(mut command: Command, name: &str, router: SocketAddr, folder: &Path) -> Edge {
+        command.arg("--dev-auth");
+        Edge::admitting(command, name, router, folder)
+    }
+
+    /// The same where `command` says how tokens are checked.
+    pub(crate) fn admitting(
+        mut command: Command,
+        name: &str,
+        router: SocketAddr,
+        folder: &Path,
+    ) -> Edge {
         let admin = free_address();
-        command.args(["--dev-auth", "--shards", "1", "--listen", "127.0.0.1:0", "--edge-id", name]);
+        command.args(["--shards", "1", "--listen", "127.0.0.1:0", "--edge-id", name]);
         command.args(["--admin", &admin.to_string(), "--router", &router.to_string()]);
         let mut process = Process::start(name, command, folder);
         Edge {
@@ -204,13 +215,20 @@ pub(crate) struct Client {
 impl Client {
     /// Connects, upgrades, says Connect and has its Welcome.
     pub(crate) fn open(address: SocketAddr, user: &str) -> io::Result<Client> {
+        let mut client = Client::request(address, "/ws", "")?;
+        client.connect(user)?;
+        Ok(client)
+    }
+
+    /// Connects and upgrades. An answer other than an upgrade is an error that holds the whole head.
+    pub(crate) fn request(address: SocketAddr, target: &str, headers: &str) -> io::Result<Client> {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut client = Client { stream };
         write!(
             client.stream,
-            "GET /ws HTTP/1.1\r\nHost: hawser\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            "GET {target} HTTP/1.1\r\nHost: hawser\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             {headers}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: hawser.v1.json\r\n\r\n"
         )?;
         let mut head = Vec::new();
@@ -220,9 +238,13 @@ impl Client {
         if !head.starts_with(b"HTTP/1.1 101 ") {
             return Err(io::Error::other(String::from_utf8_lossy(&head).into_owned()));
         }
-        client.say(json!({ "connect": { "token": user, "deviceId": "balanced" } }))?;
-        client.hear("welcome")?;
         Ok(client)
+    }
+
+    /// Says Connect and has its Welcome.
+    pub(crate) fn connect(&mut self, token: &str) -> io::Result<Value> {
+        self.say(json!({ "connect": { "token": token, "deviceId": "balanced" } }))?;
+        self.hear("welcome")
     }
 
     /// Sends a message and waits until it is acknowledged, which means durable.
@@ -245,7 +267,7 @@ impl Client {
     }
 
     /// One frame of text. It is masked, as RFC 6455 section 5.1 asks for, with a key of zeros.
-    fn say(&mut self, frame: Value) -> io::Result<()> {
+    pub(crate) fn say(&mut self, frame: Value) -> io::Result<()> {
         let text = frame.to_string().into_bytes();
         let mut bytes = vec![0x81];
         match u8::try_from(text.len()) {

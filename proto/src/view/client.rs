@@ -171,6 +171,13 @@ views! {
         6 resumed: boolean,
         /// Who the token says this is.
         7 user: string,
+        /// When the token expires; 0: never.
+        8 token_expires_at_ms: int64,
+    }
+    /// See `Refreshed` in client.proto.
+    Refreshed [] {
+        /// As in `Welcome`.
+        1 token_expires_at_ms: int64,
     }
 }
 
@@ -244,6 +251,7 @@ pub enum ServerFrame<'a> {
     Error(Error<'a>),
     Pong(Pong),
     Gap(Gap),
+    Refreshed(Refreshed),
     /// No frame, or one of a kind that this release does not know.
     Unknown,
 }
@@ -267,6 +275,7 @@ impl<'a> ServerFrame<'a> {
                 7 => Self::Error(Error::read(value.bytes()?)?),
                 8 => Self::Pong(Pong::read(value.bytes()?)?),
                 9 => Self::Gap(Gap::read(value.bytes()?)?),
+                10 => Self::Refreshed(Refreshed::read(value.bytes()?)?),
                 _ => continue,
             };
         }
@@ -288,6 +297,7 @@ impl<'a> ServerFrame<'a> {
             Self::Error(view) => view.encoded_bytes(),
             Self::Pong(view) => view.encoded_bytes(),
             Self::Gap(view) => view.encoded_bytes(),
+            Self::Refreshed(view) => view.encoded_bytes(),
             Self::Unknown => return 0,
         };
         1 + wire::varint_bytes(inner as u64) + inner
@@ -306,6 +316,7 @@ impl<'a> ServerFrame<'a> {
             Self::Error(view) => wire::write_field(out, 7, view),
             Self::Pong(view) => wire::write_field(out, 8, view),
             Self::Gap(view) => wire::write_field(out, 9, view),
+            Self::Refreshed(view) => wire::write_field(out, 10, view),
             Self::Unknown => {}
         }
     }
