@@ -535,8 +535,11 @@ mod tests {
         let (old, new) = (Issuer::es256().named("old"), Issuer::es256().named("new"));
         let door = Door::with(&[("--jwt-jwks-file", &jwks(&[&old, &new]))], &[]);
         assert!(door.judges(&old, &good()).is_ok() && door.judges(&new, &good()).is_ok());
-        let unknown = Issuer::es256().named("newer");
-        assert_eq!(refused(door.judges(&unknown, &good())), Some(Refused::UnknownKey));
+        for unknown in [Issuer::es256().named("newer"), Issuer::eddsa().named("newer")] {
+            assert_eq!(refused(door.judges(&unknown, &good())), Some(Refused::UnknownKey));
+        }
+        let of_another_kind = Issuer::eddsa().named("new");
+        assert_eq!(refused(door.judges(&of_another_kind, &good())), Some(Refused::Algorithm));
         // By the name of another.
         let token = new.sign(r#"{"alg":"ES256","kid":"old"}"#, good().to_string().as_bytes());
         assert_eq!(refused(door.check(&token)), Some(Refused::Signature));

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 
 use hawser_proto::knobs::{Knobs, Source, Unread, UsageError, differences};
 
-use super::{Config, files};
+use super::{Config, ServiceUrl, files};
 
 /// When a new value of a knob takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +154,15 @@ fn settle(knobs: &mut Knobs<Config>) -> Result<(), UsageError> {
     knobs.values.settle()?;
     let edge_id = knobs.values.edge_id.clone();
     knobs.derive("edge_id", edge_id);
+    // A password in it stays out of logs and answers.
+    let admission = &knobs.values.admission;
+    let urls = [("jwt_jwks_url", &admission.jwt_jwks_url), ("auth_url", &admission.auth_url)];
+    let shown = urls.map(|(knob, url)| (knob, url.as_ref().map(ServiceUrl::to_string)));
+    for (knob, url) in shown {
+        if let Some(url) = url {
+            knobs.derive(knob, url);
+        }
+    }
     Ok(())
 }
 
