@@ -1,11 +1,16 @@
 //! What each fuzz target checks, given any bytes: no panic, and a few truths that hold for all inputs.
 //! Shared by the targets and by `tests/fuzz_briefly.rs`.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hawser_edge::auth::jwt::Jwt;
+use hawser_edge::auth::keys::{self, Secrets};
 use hawser_edge::client;
+use hawser_edge::config::Config;
 use hawser_edge::conn::Codec;
 use hawser_edge::http::{self, Outcome, Routes};
 use hawser_edge::proxy;
@@ -17,6 +22,7 @@ use hawser_edge::ws::{
 use hawser_proto::framing::{LENGTH_BYTES, first_frame};
 use hawser_proto::view::client::ServerFrame;
 use hawser_proto::view::link::{Batch, EdgeMessage, RouterMessage, connection_of};
+use jsonwebtoken::{Algorithm, EncodingKey};
 
 /// A request head comes to the same however it is cut, and has a whole answer.
 pub(crate) fn request_head(input: &[u8]) {
@@ -383,3 +389,44 @@ impl Sealer {
         output
     }
 }
+
+/// A token is taken only when the key has signed it, whatever else it is; of claims that are signed, only what keeps to the
+/// bounds gets through. A set of keys is read or refused.
+pub(crate) fn token(input: &[u8]) {
+    static JWT: LazyLock<Jwt> = LazyLock::new(|| {
+        let jwt = Jwt::load(&Config::default().admission).expect("no files");
+        let key = URL_SAFE_NO_PAD.encode(SECRET);
+        let set = format!(r#"{{"keys":[{{"kty":"oct","alg":"HS256","k":"{key}"}}]}}"#);
+        jwt.set_fetched(keys::from_jwks(set.as_bytes(), Secrets::Taken).expect("a set"));
+        jwt
+    });
+    if let Ok(token) = str::from_utf8(input)
+        && JWT.check(TOKEN_TIME_MS, token).is_ok()
+    {
+        let (message, _) = token.rsplit_once('.').expect("a token has dots");
+        assert_eq!(signed(message), token, "a signature of our own");
+    }
+    if let Ok(identity) = JWT.check(TOKEN_TIME_MS, &signed_claims(input)) {
+        assert!(!identity.user.is_empty() && !identity.user.chars().any(char::is_control));
+        assert!(identity.expires_at_ms.is_some_and(|at| at + JWT.skew_ms() > TOKEN_TIME_MS));
+    }
+    let header = format!("{}.e30", URL_SAFE_NO_PAD.encode(input));
+    assert!(JWT.check(TOKEN_TIME_MS, &signed(&header)).is_err(), "there is no user in it");
+    let _ = keys::from_jwks(input, Secrets::Taken);
+}
+
+/// A token of these claims, whatever they are, signed with the key of [`token`].
+pub(crate) fn signed_claims(claims: &[u8]) -> String {
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#);
+    signed(&format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims)))
+}
+
+fn signed(message: &str) -> String {
+    let key = EncodingKey::from_secret(SECRET);
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256);
+    format!("{message}.{}", signature.expect("a signature"))
+}
+
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+/// When the tokens of [`token`] are looked at, in milliseconds since the Unix epoch.
+const TOKEN_TIME_MS: i64 = 1_790_000_000_000;

@@ -101,9 +101,6 @@ impl Grant {
     /// Everything, in the rate class of all who have none.
     pub const ALL: Self = Self(0b111);
 
-    /// Nothing.
-    pub const NONE: Self = Self(0);
-
     /// These permissions by name, unknown ones passed over, in this rate class; a class above the highest counts as 0.
     fn new<'a>(permissions: Option<impl IntoIterator<Item = &'a str>>, rate_class: u8) -> Self {
         let bits = permissions.map_or(Self::ALL.0, |names| {
@@ -291,7 +288,6 @@ pub enum Checked {
 pub struct Auth {
     way: Way,
     asks: Option<Asks>,
-    skew_ms: i64,
 }
 
 #[derive(Clone)]
@@ -322,19 +318,18 @@ impl Auth {
     /// The token is the user id: for development, on loopback alone.
     #[must_use]
     pub fn dev() -> Self {
-        Self { way: Way::Dev, asks: None, skew_ms: 0 }
+        Self { way: Way::Dev, asks: None }
     }
 
     /// Keys that are there, and none that has to be fetched.
     fn keys(jwt: Arc<Jwt>) -> Self {
-        let skew_ms = jwt.skew_ms();
-        Self { way: Way::Jwt(jwt), asks: None, skew_ms }
+        Self { way: Way::Jwt(jwt), asks: None }
     }
 
     /// Everybody's token has to be asked about; the test that holds the other end answers.
     #[cfg(test)]
     pub(crate) fn asking(asks: Asks) -> Self {
-        Self { way: Way::Owner, asks: Some(asks), skew_ms: 0 }
+        Self { way: Way::Owner, asks: Some(asks) }
     }
 
     /// What the knobs ask for; reads the files of keys. Where something has to be asked over the network, also the
@@ -346,7 +341,7 @@ impl Auth {
         let knobs = &config.admission;
         if knobs.auth_url.is_some() {
             let (asks, service) = Service::of_owner(knobs)?;
-            return Ok((Self { way: Way::Owner, asks: Some(asks), skew_ms: 0 }, Some(service)));
+            return Ok((Self { way: Way::Owner, asks: Some(asks) }, Some(service)));
         }
         if !knobs.has_keys() {
             return Ok((Self::dev(), None));
@@ -394,16 +389,19 @@ impl Auth {
     /// How long after its expiry a token still counts, in milliseconds.
     #[must_use]
     pub fn skew_ms(&self) -> i64 {
-        self.skew_ms
+        match &self.way {
+            Way::Jwt(jwt) => jwt.skew_ms(),
+            Way::Dev | Way::Owner => 0,
+        }
     }
 
-    /// Reads the files of keys again, and takes their keys from now on for all shards.
+    /// Reads the files of keys again; takes their keys, and what these knobs ask of a token, from now on for all shards.
     ///
     /// # Errors
-    /// A sentence that names the knob and the file; the keys before it stay.
-    pub fn reload_files(&self) -> Result<(), String> {
+    /// A sentence that names the knob and the file; all stays as it was.
+    pub fn reload(&self, config: &Config) -> Result<(), UsageError> {
         match &self.way {
-            Way::Jwt(jwt) => jwt.reload_files(),
+            Way::Jwt(jwt) => jwt.reload(&config.admission),
             Way::Dev | Way::Owner => Ok(()),
         }
     }

@@ -35,6 +35,8 @@ pub enum Command {
     Certificates(Arc<rustls::ServerConfig>),
     /// Send all clients away, or a share of them, over a window of time.
     Drain(drain::Order),
+    /// Whose token a connection has brought, as the auth thread says.
+    Verdict(Box<Verdict>),
     /// Tell about the connections in [`LIST_SLOTS_MAX`] slots.
     List {
         /// The first slot.

@@ -90,16 +90,6 @@ const ENTRY_BOUNDS: [Duration; 10] = [
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-/// The same, to the grain in which sessions remember when they came.
-const REGISTRATION_BOUNDS: [Duration; 7] = [
-    Duration::from_millis(100),
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-];
 const STATUSES: [&str; 13] =
     ["400", "401", "403", "404", "405", "408", "413", "414", "426", "429", "431", "503", "505"];
 const LIMITS: [&str; 7] = [

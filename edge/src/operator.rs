@@ -138,7 +138,7 @@ impl Operator {
         let before = self.running().clone();
         let Reloaded { knobs, changed, waiting } = Config::reload(&self.source, &before)?;
         let token = read_token(&knobs.values)?;
-        self.state.reload_keys().map_err(UsageError)?;
+        self.state.reload_tokens(&knobs.values)?;
         // From here on nothing fails but a shard that is stuck.
         self.token.store(token);
         self.log.set(knobs.values.log.clone());

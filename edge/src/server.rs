@@ -45,6 +45,8 @@ pub struct State {
     certificates_expire: AtomicU64,
     stop: Arc<AtomicBool>,
     mesh: Arc<Mesh>,
+    auth: Auth,
+    auth_health: Option<Arc<Health>>,
     connections_max: usize,
     started_unix: Duration,
     /// By shard: its thread, 0 before it has started and when it has ended.
@@ -164,34 +166,30 @@ impl State {
     /// Why no new clients should come here, if they should not: what the health check answers.
     #[must_use]
     pub fn ailment(&self) -> Option<String> {
+        let auth = self.auth_health.as_ref().filter(|auth| auth.is_closed());
         if self.is_draining() {
-            Some("draining: clients are sent to other edges".to_owned())
+            Some("draining: clients are sent to other edges".into())
         } else if !self.link_is_up() {
-            Some("degraded: no link to a router, new clients cannot be registered".to_owned())
+            Some("degraded: no link to a router, new clients cannot be registered".into())
         } else {
-            let auth = self.auth_health()?;
-            auth.is_closed().then(|| format!("degraded: {}", auth.told().unwrap_or_default()))
+            auth.and_then(|auth| auth.told()).map(|trouble| format!("degraded: {trouble}"))
         }
     }
 
-    /// What does not work although new clients are let in, by what is known from before.
+    /// What does not work though new clients can come: with the keys that it knows the edge goes on, so balancers are to go
+    /// on with it.
     #[must_use]
-    pub fn weakness(&self) -> Option<String> {
-        self.auth_health()?.told()
+    pub fn infirmity(&self) -> Option<String> {
+        let told = self.auth_health.as_ref().and_then(|auth| auth.told());
+        told.map(|trouble| format!("degraded: {trouble}"))
     }
 
-    /// How the check of tokens over the network is doing, where there is one.
-    #[must_use]
-    pub fn auth_health(&self) -> Option<&Health> {
-        self.auth_health.as_deref()
-    }
-
-    /// Reads the files of keys again; all shards check tokens with them from then on.
+    /// Reads the files of keys again; all shards check tokens with them, and by these knobs, from then on.
     ///
     /// # Errors
-    /// A sentence that names the knob and the file; the keys before it stay.
-    pub fn reload_keys(&self) -> Result<(), String> {
-        self.auth.reload_files()
+    /// A sentence that names the knob and the file; all stays as it was.
+    pub fn reload_tokens(&self, config: &Config) -> Result<(), UsageError> {
+        self.auth.reload(config)
     }
 
     /// Appends all metrics in Prometheus' text format.
@@ -268,6 +266,8 @@ impl Edge {
             certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
             mesh: mesh.clone(),
+            auth: auth.clone(),
+            auth_health,
             connections_max: config.connections_max,
             started_unix: started_unix(),
             threads: (0..shards).map(|_| AtomicI32::new(0)).collect(),

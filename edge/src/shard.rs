@@ -188,8 +188,6 @@ pub struct Shard {
     auth: Auth,
     /// Sessions whose Refresh is being asked about, one each.
     refreshing: AHashSet<ConnKey>,
-    /// What it was in the last turn, for what has no clock of its own at hand.
-    now: Now,
     counters: Arc<Counters>,
     share: Share,
     quotas: Arc<Quotas>,
@@ -239,7 +237,6 @@ impl Shard {
             inflater: ws::Inflater::default(),
             auth: given.auth,
             refreshing: AHashSet::new(),
-            now,
             counters: given.counters,
             share,
             quotas: given.quotas,
@@ -687,7 +684,7 @@ impl Shard {
             }
             Phase::Connecting(..) => return self.close(now, key, CloseReason::ConnectMissing),
             Phase::Closing(closing) => return self.remove(key, closing.reason),
-            Phase::Session(session) if session.token_ends <= now.tick => {
+            Phase::Session(_) if conn.token_ends <= now.tick => {
                 return self.close(now, key, CloseReason::TokenExpired);
             }
             Phase::Session(session) if !session.registered => {
@@ -904,8 +901,7 @@ impl Shard {
 
     /// The same for what may be a session, which ends with its token.
     fn schedule_session(&mut self, key: ConnKey, deadline: Tick) {
-        let session = self.conns.get(key).and_then(|conn| conn.session());
-        let token_ends = session.map_or(Tick::NEVER, |session| session.token_ends);
+        let token_ends = self.conns.get(key).map_or(Tick::NEVER, |conn| conn.token_ends);
         self.schedule(key, deadline.min(token_ends));
     }
 

@@ -69,6 +69,27 @@ impl Now {
     }
 }
 
+/// A moment of the calendar to the millisecond, in six bytes: from 1970 to the year 10889; what lies before or behind counts as
+/// the end on its side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([u8; 6]);
+
+impl Stamp {
+    /// From milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn of(unix_ms: i64) -> Self {
+        let [bytes @ .., _, _] = unix_ms.clamp(0, (1 << 48) - 1).to_le_bytes();
+        Self(bytes)
+    }
+
+    /// In milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn unix_ms(self) -> i64 {
+        let [a, b, c, d, e, f] = self.0;
+        i64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+}
+
 /// A connection's place in the wheel.
 #[derive(Debug, Clone, Copy)]
 pub struct TimerEntry {
@@ -249,6 +270,15 @@ mod tests {
         assert_eq!(now.unix_ms_at(Tick(90)), 999_000);
         assert_eq!(now.tick_at(i64::MAX), Tick::NEVER);
         assert!(now.unix_ms_at(Tick::NEVER) > 1_000_000);
+    }
+
+    #[test]
+    fn a_stamp_keeps_every_millisecond_that_a_clock_will_show() {
+        for unix_ms in [0, 1, 255, 256, 1_790_000_000_123, (1 << 48) - 1] {
+            assert_eq!(Stamp::of(unix_ms).unix_ms(), unix_ms);
+        }
+        assert_eq!(Stamp::of(-1).unix_ms(), 0);
+        assert_eq!(Stamp::of(i64::MAX).unix_ms(), (1 << 48) - 1);
     }
 
     #[test]

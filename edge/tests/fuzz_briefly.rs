@@ -219,3 +219,21 @@ fn tls_records_near_good_ones() {
     ];
     run(bodies::tls_records, &seeds);
 }
+
+#[test]
+fn tokens_claims_and_key_sets_near_good_ones() {
+    let claims = r#"{"sub":"alice","exp":1790000600,"nbf":1790000000,"aud":[],"device":"phone",
+        "permissions":["send:users","signals"],"rate_class":"bot","more":{"a":[1,null,"x"]}}"#;
+    let set = r#"{"keys":[
+        {"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+        {"kty":"oct","alg":"HS256","k":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"},
+        {"kty":"RSA","use":"sig","n":"AQAB","e":"AQAB"}]}"#;
+    let seeds = [
+        claims.to_owned(),
+        claims.replace("1790000600", "1.79e9"),
+        bodies::signed_claims(claims.replace(r#""aud":[],"#, "").as_bytes()),
+        r#"{"alg":"HS256","kid":"1","crit":["x"]}"#.to_owned(),
+        set.to_owned(),
+    ];
+    run(bodies::token, &seeds.map(String::into_bytes));
+}

@@ -2,7 +2,7 @@
 //!
 //! | request | does | asks for the token |
 //! |---|---|---|
-//! | `GET /healthz` | 200, or 503 and what is wrong | no |
+//! | `GET /healthz` | 200, `ok` or what does not work though clients can come; or 503 and what is wrong | no |
 //! | `GET /metrics` | Prometheus' text format | no |
 //! | `GET /connections?limit=&after=` | lists connections | yes |
 //! | `GET /users/{user}/connections` | finds a user's connections | yes |
@@ -146,10 +146,12 @@ async fn guard(State(operator): State<Arc<Operator>>, request: Request, next: Ne
 
 async fn health(State(operator): State<Arc<Operator>>) -> impl IntoResponse {
     let state = operator.state();
-    match (state.ailment(), state.weakness()) {
-        (None, None) => (StatusCode::OK, "ok\n".to_owned()),
-        (None, Some(weakness)) => (StatusCode::OK, format!("degraded: {weakness}\n")),
-        (Some(ailment), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{ailment}\n")),
+    match state.ailment() {
+        None => {
+            let infirmity = state.infirmity().unwrap_or_else(|| "ok".to_owned());
+            (StatusCode::OK, format!("{infirmity}\n"))
+        }
+        Some(ailment) => (StatusCode::SERVICE_UNAVAILABLE, format!("{ailment}\n")),
     }
 }
 

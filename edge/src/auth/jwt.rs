@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hawser_proto::knobs::UsageError;
@@ -29,7 +30,7 @@ use crate::config::AdmissionKnobs;
 
 /// Checks tokens against keys; shared by all shards.
 pub struct Jwt {
-    rules: Rules,
+    rules: ArcSwap<Rules>,
     keys: CurrentKeys,
     /// Where they come from; locked by those who exchange them alone, never by a shard.
     sources: Mutex<Sources>,
@@ -54,20 +55,20 @@ impl Jwt {
     /// A sentence that names the knob and the file.
     pub fn load(knobs: &AdmissionKnobs) -> Result<Self, UsageError> {
         let files = keys::from_files(knobs).map_err(UsageError)?;
-        let skew_ms = i64::try_from(knobs.jwt_clock_skew.as_millis()).unwrap_or(i64::MAX);
         Ok(Self {
-            rules: Rules { knobs: knobs.clone(), skew_ms },
+            rules: ArcSwap::from_pointee(Rules::new(knobs)),
             keys: keys::current(files.clone()),
             sources: Mutex::new(Sources { files, fetched: None }),
         })
     }
 
-    /// Reads the files again, and takes their keys from now on. What was fetched stays.
+    /// Reads the files again; takes their keys, and what these knobs ask of a token, from now on. What was fetched stays.
     ///
     /// # Errors
-    /// A sentence that names the knob and the file; the keys before it stay.
-    pub fn reload_files(&self) -> Result<(), String> {
-        let files = keys::from_files(&self.rules.knobs)?;
+    /// A sentence that names the knob and the file; all stays as it was.
+    pub fn reload(&self, knobs: &AdmissionKnobs) -> Result<(), UsageError> {
+        let files = keys::from_files(knobs).map_err(UsageError)?;
+        self.rules.store(Arc::new(Rules::new(knobs)));
         self.exchange(|sources| sources.files = files);
         Ok(())
     }
@@ -91,7 +92,7 @@ impl Jwt {
     /// How long after its expiry a token still counts, in milliseconds.
     #[must_use]
     pub fn skew_ms(&self) -> i64 {
-        self.rules.skew_ms
+        self.rules.load().skew_ms
     }
 
     /// Whose token this is. The caller has seen to its length.
@@ -115,8 +116,9 @@ impl Jwt {
             return Err(Refused::Unavailable);
         }
         keys.verify(token, message, &signature, algorithm, header.kid.as_deref())?;
-        let claims = self.rules.read(&decode(claims)?)?;
-        self.rules.judge(unix_ms, claims)
+        let rules = self.rules.load();
+        let claims = rules.read(&decode(claims)?)?;
+        rules.judge(unix_ms, claims)
     }
 }
 
@@ -162,6 +164,11 @@ impl Audience {
 }
 
 impl Rules {
+    fn new(knobs: &AdmissionKnobs) -> Self {
+        let skew_ms = i64::try_from(knobs.jwt_clock_skew.as_millis()).unwrap_or(i64::MAX);
+        Self { knobs: knobs.clone(), skew_ms }
+    }
+
     fn read(&self, json: &[u8]) -> Result<Claims, Refused> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let seed = ClaimsSeed { user_claim: &self.knobs.jwt_user_claim };
@@ -528,8 +535,11 @@ mod tests {
         let (old, new) = (Issuer::es256().named("old"), Issuer::es256().named("new"));
         let door = Door::with(&[("--jwt-jwks-file", &jwks(&[&old, &new]))], &[]);
         assert!(door.judges(&old, &good()).is_ok() && door.judges(&new, &good()).is_ok());
-        let unknown = Issuer::es256().named("newer");
-        assert_eq!(refused(door.judges(&unknown, &good())), Some(Refused::UnknownKey));
+        for unknown in [Issuer::es256().named("newer"), Issuer::eddsa().named("newer")] {
+            assert_eq!(refused(door.judges(&unknown, &good())), Some(Refused::UnknownKey));
+        }
+        let of_another_kind = Issuer::eddsa().named("new");
+        assert_eq!(refused(door.judges(&of_another_kind, &good())), Some(Refused::Algorithm));
         // By the name of another.
         let token = new.sign(r#"{"alg":"ES256","kid":"old"}"#, good().to_string().as_bytes());
         assert_eq!(refused(door.check(&token)), Some(Refused::Signature));
@@ -605,7 +615,7 @@ mod tests {
         assert_eq!(before, Arc::as_ptr(&jwt.keys.load()), "the same keys change nothing");
         assert!(door.check(&token).is_ok() && door.judges(&new, &good()).is_ok());
         // The file is gone: what was read of it stays.
-        assert!(jwt.reload_files().is_err());
+        assert!(jwt.reload(&jwt.rules.load().knobs).is_err());
         assert!(door.check(&token).is_ok());
         jwt.exchange(|sources| sources.files.clear());
         assert_eq!(refused(door.check(&token)), Some(Refused::UnknownKey));

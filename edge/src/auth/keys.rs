@@ -177,8 +177,8 @@ impl KeySet {
     /// Checks that one of the keys has signed `token`. `algorithm` and `id` are what its header says.
     ///
     /// # Errors
-    /// [`Refused::Algorithm`] when no key is for that algorithm, [`Refused::UnknownKey`] when none has that name,
-    /// [`Refused::Signature`] when the key did not sign it.
+    /// [`Refused::UnknownKey`] when it names a key that none of them is, [`Refused::Algorithm`] when no key is for that
+    /// algorithm, [`Refused::Signature`] when the key did not sign it.
     pub(super) fn verify(
         &self,
         token: &str,
@@ -187,17 +187,19 @@ impl KeySet {
         algorithm: Algorithm,
         id: Option<&str>,
     ) -> Result<(), Refused> {
+        let named = |key: &&Key| matches!((&key.id, id), (Some(own), Some(id)) if own == id);
+        let nameless = |key: &&Key| key.id.is_none() || id.is_none();
+        let is_known = self.keys.iter().any(|key| named(&key));
+        // A name that none of them has may be that of a key which was published since, for whatever algorithm.
+        let unknown = if is_known || id.is_none() { None } else { Some(Refused::UnknownKey) };
         let mut fit = self.keys.iter().filter(|key| key.algorithm == algorithm).peekable();
         if fit.peek().is_none() {
-            return Err(Refused::Algorithm);
+            return Err(unknown.unwrap_or(Refused::Algorithm));
         }
         let fingerprint = self.verified.as_ref().map(|verified| (verified, Fingerprint::of(token)));
         if fingerprint.as_ref().is_some_and(|(verified, print)| verified.contains(*print)) {
             return Ok(());
         }
-        let named = |key: &Key| matches!((&key.id, id), (Some(own), Some(id)) if own == id);
-        let nameless = |key: &Key| key.id.is_none() || id.is_none();
-        let is_known = fit.clone().any(named);
         let mut tried = fit
             .filter(|key| if is_known { named(key) } else { nameless(key) })
             .take(KEYS_TRIED_MAX);
@@ -207,7 +209,7 @@ impl KeySet {
             }
             return Ok(());
         }
-        Err(if is_known || id.is_none() { Refused::Signature } else { Refused::UnknownKey })
+        Err(unknown.unwrap_or(Refused::Signature))
     }
 }
 

@@ -203,9 +203,6 @@ impl Health {
              # HELP edge_jwks_fetched_timestamp_seconds when keys were fetched last, 0 for never\n\
              # TYPE edge_jwks_fetched_timestamp_seconds gauge\n\
              edge_jwks_fetched_timestamp_seconds {fetched_at_seconds}\n\
-             # HELP edge_token_keys_degraded 1 while keys or answers about tokens are not to be had anew\n\
-             # TYPE edge_token_keys_degraded gauge\n\
-             edge_token_keys_degraded {}\n\
              # HELP edge_auth_calls_total questions to --auth-url, by outcome\n\
              # TYPE edge_auth_calls_total counter\n\
              edge_auth_calls_total{{outcome=\"allowed\"}} {}\n\
@@ -220,7 +217,6 @@ impl Health {
              edge_auth_cache_hits_total {}\n",
             get(&self.fetches),
             get(&self.fetch_failures),
-            u8::from(self.told().is_some()),
             get(&self.calls_allowed),
             get(&self.calls_refused),
             get(&self.calls_late),

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 
 use hawser_proto::knobs::{Knobs, Source, Unread, UsageError, differences};
 
-use super::{Config, files};
+use super::{Config, ServiceUrl, files};
 
 /// When a new value of a knob takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,18 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("receive_buffer_bytes", Change::Restart),
     ("handshakes_max", Change::Restart),
     ("dev_auth", Change::Restart),
+    // What checks tokens is what it was; files of keys are read again all the same.
+    ("jwt_hs256_key_file", Change::Restart),
+    ("jwt_key_file", Change::Restart),
+    ("jwt_jwks_file", Change::Restart),
+    ("jwt_jwks_url", Change::Restart),
+    ("jwt_jwks_refresh", Change::Restart),
+    ("jwt_jwks_refetch_min", Change::Restart),
+    ("auth_url", Change::Restart),
+    ("auth_timeout", Change::Restart),
+    ("auth_calls_max", Change::Restart),
+    ("auth_cache", Change::Restart),
+    ("rate_classes", Change::Restart),
     ("log_format", Change::Restart),
     // Which way tokens are checked is built once; the files that are named are read again.
     ("jwt_hs256_key_file", Change::Restart),
@@ -64,6 +76,13 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("missed_beats_max", Change::Live),
     ("ping_grace", Change::Live),
     ("proxy_protocol_from", Change::Live),
+    ("allowed_origins", Change::Live),
+    // For tokens that come from now on.
+    ("jwt_issuer", Change::Live),
+    ("jwt_audience", Change::Live),
+    ("jwt_clock_skew", Change::Live),
+    ("jwt_user_claim", Change::Live),
+    ("jwt_exp_optional", Change::Live),
     // As long as TLS stays on, or stays off.
     ("tls_cert", Change::Live),
     ("tls_key", Change::Live),
@@ -154,6 +173,15 @@ fn settle(knobs: &mut Knobs<Config>) -> Result<(), UsageError> {
     knobs.values.settle()?;
     let edge_id = knobs.values.edge_id.clone();
     knobs.derive("edge_id", edge_id);
+    // A password in it stays out of logs and answers.
+    let admission = &knobs.values.admission;
+    let urls = [("jwt_jwks_url", &admission.jwt_jwks_url), ("auth_url", &admission.auth_url)];
+    let shown = urls.map(|(knob, url)| (knob, url.as_ref().map(ServiceUrl::to_string)));
+    for (knob, url) in shown {
+        if let Some(url) = url {
+            knobs.derive(knob, url);
+        }
+    }
     Ok(())
 }
 

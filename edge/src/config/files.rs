@@ -4,7 +4,7 @@ use hawser_proto::knobs::UsageError;
 
 use super::Config;
 use crate::admin::Token;
-use crate::auth::Auth;
+use crate::auth::keys;
 use crate::certs;
 
 /// Reads them all as a start would, and throws away what it read.
@@ -15,6 +15,7 @@ pub fn check(config: &Config) -> Result<(), UsageError> {
     if let Some(path) = &config.operate.admin_token_file {
         Token::read(path)?;
     }
+    keys::from_files(&config.admission).map_err(UsageError)?;
     if config.tls.is_on() {
         certs::load(&config.tls)?;
     }

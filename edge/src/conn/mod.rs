@@ -19,7 +19,7 @@ use crate::auth::{DeviceId, Grant, Identity, UserId};
 use crate::http::Upgrade;
 use crate::limits;
 use crate::meter::Meter;
-use crate::timer::{Now, Tick, TimerEntry};
+use crate::timer::{Now, Stamp, Tick, TimerEntry};
 use crate::tls::Tls;
 use crate::ws::{Decoder, WindowBits};
 
@@ -134,9 +134,7 @@ pub struct Session {
     /// How far the client has acknowledged.
     pub acked: Acked,
     /// When Connect came.
-    pub connected_at: Tick,
-    /// When the token is no longer good, what clocks may differ by included; [`Tick::NEVER`]: it does not expire.
-    pub token_ends: Tick,
+    pub connected_at: Stamp,
     /// Which client program: an index into the shard's table.
     pub client: u16,
     /// Sends that wait for their answer from the router.
@@ -147,6 +145,8 @@ pub struct Session {
     pub mode: Mode,
     /// Whether the router has answered, and the client has its Welcome.
     pub registered: bool,
+    /// What the token lets the client do.
+    pub grant: Grant,
     /// Has been told to go: ends when its last send is answered.
     pub leaving: Option<Farewell>,
 }
@@ -320,6 +320,8 @@ pub struct Connection {
     pub socket: u32,
     /// When the client last gave a sign of life.
     pub last_heard: Tick,
+    /// When the token of its session is no longer good, what clocks may differ by included.
+    pub token_ends: Tick,
     /// Whether the driver receives for it.
     pub receiving: Receiving,
     /// Whether the driver sends for it.
@@ -361,6 +363,7 @@ impl Connection {
             generation: 0,
             socket,
             last_heard: now.tick,
+            token_ends: Tick::NEVER,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
             grant: Grant::NONE,

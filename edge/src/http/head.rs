@@ -14,7 +14,7 @@ use super::{
     Subprotocol, Upgrade,
 };
 
-/// Which paths are served, for which pages, and what is agreed to there.
+/// Which paths are served and for which pages, and what is agreed to there.
 #[derive(Clone, Debug)]
 pub struct Routes {
     /// Where clients connect.

@@ -118,10 +118,8 @@ mod tests {
     fn answer(route: Route, deflate: Option<DeflateOffer>) -> String {
         let accept = AcceptKey::answering(KEY).unwrap();
         let mut out = Vec::new();
-        write_upgrade(
-            &mut out,
-            &Upgrade { head_bytes: 0, route, deflate, query: 0..0, bearer: 0..0, accept },
-        );
+        let upgrade = Upgrade { head_bytes: 0, route, deflate, query: 0..0, bearer: 0..0, accept };
+        write_upgrade(&mut out, &upgrade);
         String::from_utf8(out).unwrap()
     }
 

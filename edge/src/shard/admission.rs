@@ -212,8 +212,7 @@ impl Shard {
             Ok(identity) => {
                 self.prolong(now, key, &identity);
                 self.counters.refreshed.add(1);
-                let token_expires_at_ms =
-                    self.token_expires_at_ms(now, self.token_ends(now, &identity));
+                let token_expires_at_ms = self.token_expires_at_ms(now, key);
                 self.tell(key, &ServerFrame::Refreshed(Refreshed { token_expires_at_ms }));
             }
             Err(refused) => {
@@ -226,24 +225,21 @@ impl Shard {
     /// What a newer token changes: when the session ends, and what it may do.
     fn prolong(&mut self, now: Now, key: ConnKey, identity: &Identity) {
         let token_ends = self.token_ends(now, identity);
-        let (silence, connect) =
-            (|mode| self.config.silence_max(mode), self.config.connect_timeout);
-        let Some(session) = self.conns.get(key).and_then(|conn| conn.session()) else { return };
-        // The new end may be earlier than what stands in the wheel, or the old one may stand there.
-        let deadline = if session.registered {
-            now.tick.after(silence(session.mode))
-        } else {
-            session.connected_at.after(connect)
-        };
-        let leaves = session.leaving.is_some();
-        let Some(session) = self.session(key) else { return };
-        session.token_ends = token_ends;
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.grant = identity.grant;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.token_ends = token_ends;
+        let Phase::Session(session) = &mut conn.phase else { return };
+        session.grant = identity.grant;
+        // The new end may be earlier than what stands in the wheel, or the old one may stand there. One that was told to
+        // go has its deadline, and it is near.
+        if session.leaving.is_some() {
+            return;
         }
-        if !leaves {
-            self.schedule_session(key, deadline);
+        if session.registered {
+            return self.schedule_silence(now, key);
         }
+        let timeout_ms = self.config.connect_timeout.as_millis() as i64;
+        let deadline = now.tick_at(session.connected_at.unix_ms().saturating_add(timeout_ms));
+        self.schedule_session(key, deadline);
     }
 
     /// When a session with this token is over.
@@ -253,11 +249,11 @@ impl Shard {
     }
 
     /// What the client is told of that, to a tenth of a second; 0: never.
-    pub(super) fn token_expires_at_ms(&self, now: Now, token_ends: Tick) -> i64 {
-        if token_ends == Tick::NEVER {
-            return 0;
+    pub(super) fn token_expires_at_ms(&self, now: Now, key: ConnKey) -> i64 {
+        match self.conns.get(key).map(|conn| conn.token_ends) {
+            None | Some(Tick::NEVER) => 0,
+            Some(ends) => now.unix_ms_at(ends).saturating_sub(self.auth.skew_ms()),
         }
-        now.unix_ms_at(token_ends).saturating_sub(self.auth.skew_ms())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::client;
 use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Opening, Phase, Session};
 use crate::limits;
 use crate::quotas::Exceeded;
-use crate::timer::Now;
+use crate::timer::{Now, Stamp};
 
 /// Why a Send is refused at once: code, text, and whether the same may work later.
 type Refusal = (Code, &'static str, bool);
@@ -127,22 +127,23 @@ impl Shard {
             self.tell_error(key, Code::Overloaded.into(), text, true);
             return Err(CloseReason::UserLimit);
         }
+        let token_ends = self.token_ends(now, identity);
         let session = Session {
             user,
             device,
             acked,
-            connected_at: now.tick,
-            token_ends: self.token_ends(now, identity),
+            connected_at: Stamp::of(now.unix_ms),
             client,
             sends_in_flight: 0,
             codec,
             mode,
             registered: false,
+            grant: identity.grant,
             leaving: None,
         };
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         conn.phase = Phase::Session(session);
-        conn.grant = identity.grant;
+        conn.token_ends = token_ends;
         self.registry.insert(&self.conns, key);
         self.schedule_session(key, now.tick.after(self.config.connect_timeout));
         self.register(key, false);
@@ -182,7 +183,7 @@ impl Shard {
             user: &session.user,
             device: &session.device,
             cursor: session.acked.sequence(),
-            connected_at_ms: self.now.unix_ms_at(session.connected_at),
+            connected_at_ms: session.connected_at.unix_ms(),
             client_kind: kind,
             client_version: version,
             answer: !session.registered,
@@ -232,7 +233,7 @@ impl Shard {
             "" => (Permission::SendUsers, "the token does not allow to send to users"),
             _ => (Permission::SendGroups, "the token does not allow to send to groups"),
         };
-        if !conn.grant.allows(permission) {
+        if !session.grant.allows(permission) {
             return Err((Code::PermissionDenied, text, false));
         }
         let expires_at_ms = match send.expires_after_ms {
@@ -281,9 +282,8 @@ impl Shard {
             "payload of a signal: at most 4,096 bytes"
         } else {
             let connection = key.to_connection_id(self.index);
-            let Some(conn) = self.conns.get(key) else { return };
-            let Some(session) = conn.session() else { return };
-            if !conn.grant.allows(Permission::Signals) {
+            let Some(session) = self.session(key) else { return };
+            if !session.grant.allows(Permission::Signals) {
                 self.counters.signals_denied.add(1);
                 let text = "the token does not allow signals";
                 return self.tell_error(key, Code::PermissionDenied.into(), text, false);

@@ -47,7 +47,7 @@ impl Shard {
     /// The longest that this client may be silent, by the intervals that it was told.
     pub(super) fn silence_end(&self, heard: Tick, session: &Session) -> Tick {
         let end = heard.after(self.config.silence_max(session.mode));
-        if session.connected_at > self.told.changed_at {
+        if session.connected_at.unix_ms() > self.told.changed_at_ms {
             return end;
         }
         let told = self.told.silence_max[session.mode as usize];

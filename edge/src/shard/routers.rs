@@ -200,10 +200,8 @@ impl Shard {
         if std::mem::replace(&mut session.registered, true) {
             return;
         }
-        let (user, device, token_ends) = (session.user, session.device, session.token_ends);
-        self.counters
-            .registration
-            .observe(TICK * now.tick.0.saturating_sub(session.connected_at.0));
+        let (user, device) = (session.user, session.device);
+        self.counters.registration.observe(now.since(session.connected_at.unix_ms()));
         if let Some(conn) = self.conns.get(key) {
             let (connection, peer) = (registered.connection, conn.peer.address());
             tracing::debug!(connection, %peer, user = &*user, device = &*device, "connection is open");
@@ -225,7 +223,7 @@ impl Shard {
             cursor: registered.cursor,
             resumed: registered.resumed,
             user: &user,
-            token_expires_at_ms: self.token_expires_at_ms(now, token_ends),
+            token_expires_at_ms: self.token_expires_at_ms(now, key),
         };
         self.tell(key, &ServerFrame::Welcome(welcome));
         self.schedule_silence(now, key);

@@ -29,8 +29,9 @@ impl Shard {
             peer: conn.peer.address(),
             stage: match &conn.phase {
                 Phase::Proxy { .. } | Phase::Head { .. } => Stage::Head,
+                Phase::Asking(asking) if asking.is_handshake() => Stage::Head,
                 Phase::Echo => Stage::Echo,
-                Phase::Connecting(..) | Phase::Asking(_) => Stage::Connecting,
+                Phase::Asking(_) | Phase::Connecting(..) => Stage::Connecting,
                 Phase::Session(session) if session.registered => Stage::Open,
                 Phase::Session(_) => Stage::Registering,
                 Phase::Closing(closing) => Stage::Closing(closing.reason),
@@ -46,7 +47,7 @@ impl Shard {
         ShownSession {
             user: session.user,
             device: session.device,
-            connected_at_ms: now.unix_ms_at(session.connected_at),
+            connected_at_ms: session.connected_at.unix_ms(),
             client: client.map_or_else(Default::default, Arc::clone),
             mode: session.mode,
             codec: session.codec,

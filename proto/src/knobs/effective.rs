@@ -22,7 +22,8 @@ pub struct Knobs<T> {
 }
 
 impl<T> Knobs<T> {
-    /// Notes what a knob that nobody set comes to, where the process works that out.
+    /// Notes what a knob comes to, or is to be shown as: one that nobody set, where the process works it out, or one with a
+    /// password in it.
     ///
     /// # Panics
     /// When there is no such knob.
