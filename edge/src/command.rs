@@ -65,8 +65,6 @@ pub enum Command {
         /// Whether it was there.
         answer: Answer<bool>,
     },
-    /// Whose token a connection has brought, as the auth thread says.
-    Verdict(Box<Verdict>),
 }
 
 /// Answer to [`Command::List`].

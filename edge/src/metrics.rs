@@ -181,7 +181,7 @@ macro_rules! counters {
             /// From accept to upgrade.
             pub handshake: Histogram<{ ENTRY_BOUNDS.len() }>,
             /// From Connect to Welcome.
-            pub registration: Histogram<{ REGISTRATION_BOUNDS.len() }>,
+            pub registration: Histogram<{ ENTRY_BOUNDS.len() }>,
             refused: Family<{ STATUSES.len() }>,
             limited: Family<{ LIMITS.len() }>,
             closed: Family<{ REASONS.len() }>,
@@ -196,7 +196,7 @@ macro_rules! counters {
                     $( $field: Counter::default(), )*
                     turn: Histogram::new(&TURN_BOUNDS),
                     handshake: Histogram::new(&ENTRY_BOUNDS),
-                    registration: Histogram::new(&REGISTRATION_BOUNDS),
+                    registration: Histogram::new(&ENTRY_BOUNDS),
                     refused: Family::new(STATUSES),
                     limited: Family::new(LIMITS),
                     closed: Family::new(REASONS),

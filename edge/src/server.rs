@@ -52,8 +52,6 @@ pub struct State {
     /// By shard: its thread, 0 before it has started and when it has ended.
     threads: Box<[AtomicI32]>,
     stuck: AtomicU64,
-    auth: Auth,
-    auth_health: Option<Arc<Health>>,
 }
 
 impl fmt::Debug for State {
@@ -272,8 +270,6 @@ impl Edge {
             started_unix: started_unix(),
             threads: (0..shards).map(|_| AtomicI32::new(0)).collect(),
             stuck: AtomicU64::new(0),
-            auth: auth.clone(),
-            auth_health,
         });
         if let Some(service) = service {
             service.start(mesh.clone())?;

@@ -19,6 +19,5 @@ pub fn check(config: &Config) -> Result<(), UsageError> {
     if config.tls.is_on() {
         certs::load(&config.tls)?;
     }
-    Auth::load(config)?;
     Ok(())
 }

@@ -326,8 +326,6 @@ pub struct Connection {
     pub receiving: Receiving,
     /// Whether the driver sends for it.
     pub sending: Sending,
-    /// What its token lets it do while it has a session; here for want of a byte there.
-    pub grant: Grant,
     /// Above its rate: it is not read from until its timer says so.
     pub throttled: bool,
     /// Where it has been counted ([`crate::quotas`]).
@@ -366,7 +364,6 @@ impl Connection {
             token_ends: Tick::NEVER,
             receiving: Receiving::Armed,
             sending: Sending::Idle,
-            grant: Grant::NONE,
             throttled: false,
             counted: Counted::default(),
             deflate: None,

@@ -11,8 +11,8 @@ use crate::timer::{Now, Tick};
 /// for as long as it stays.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Told {
-    /// When the intervals changed last.
-    changed_at: Tick,
+    /// When the intervals changed last, in milliseconds since the Unix epoch.
+    changed_at_ms: i64,
     /// The longest silence that any client before that may allow itself, in ticks, by [`Mode`].
     silence_max: [u32; 3],
 }
@@ -23,7 +23,7 @@ impl Told {
     fn change(&mut self, now: Now, old: &Config, new: &Config) {
         for (mode, longest) in MODES.into_iter().zip(&mut self.silence_max) {
             if old.silence_max(mode) != new.silence_max(mode) {
-                self.changed_at = now.tick;
+                self.changed_at_ms = now.unix_ms;
             }
             *longest = (*longest).max(Tick(0).after(old.silence_max(mode)).0);
         }

@@ -12,7 +12,7 @@ use crate::conn::{Acked, CloseReason, ConnKey};
 use crate::limits::LINK_BATCH_BYTES;
 use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
-use crate::timer::{Now, TICK};
+use crate::timer::Now;
 
 /// Connections looked at in one turn while a snapshot is told.
 const SNAPSHOT_SLOTS_MAX: u32 = 1024;
@@ -22,7 +22,6 @@ const RESENDS_MAX: usize = 1024;
 impl Shard {
     /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
-        self.now = now;
         self.take_commands(now, mesh);
         self.counters.connections.set(self.conns.len() as u64);
         self.counters.handshakes.set(self.handshakes as u64);

@@ -38,11 +38,11 @@ impl Shard {
             },
             silent_ms: silent.as_millis() as u64,
             outbox_bytes: conn.outbox.bytes(),
-            session: conn.session().map(|session| self.show_session(now, session)),
+            session: conn.session().map(|session| self.show_session(session)),
         }
     }
 
-    fn show_session(&self, now: Now, session: &Session) -> ShownSession {
+    fn show_session(&self, session: &Session) -> ShownSession {
         let client = self.clients.get(usize::from(session.client)).or(self.clients.first());
         ShownSession {
             user: session.user,
