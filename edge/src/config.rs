@@ -31,6 +31,7 @@ pub use self::operate::{LogFormat, OperateKnobs};
 pub use self::tls::{ClientAuth, MinVersion, TlsKnobs};
 use crate::conn::Mode;
 use crate::limits;
+use crate::meter::Allowance;
 
 /// What variables of the environment start with.
 pub const ENV_PREFIX: &str = "HAWSER_EDGE";
@@ -244,6 +245,12 @@ impl Config {
             )));
         }
         Ok(())
+    }
+
+    /// What connections may do, by the number of their rate class.
+    #[must_use]
+    pub fn allowances(&self) -> Box<[Allowance]> {
+        self.limit.allowances(&self.admission.rate_classes)
     }
 
     /// How long a client may be silent: its interval, times what may be missed, and some grace.

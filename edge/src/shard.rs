@@ -32,8 +32,8 @@ use crate::auth::{Auth, Identity, Refused};
 use crate::client;
 use crate::config::Config;
 use crate::conn::{
-    self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Mode, Peer,
-    Phase, Receiving, Sending, Session, Step,
+    self, BufferPool, CloseReason, CloseStage, Closing, Codec, ConnKey, ConnSlab, Connection, Mode,
+    Peer, Phase, Receiving, Sending, Session, Step,
 };
 use crate::drain::Drain;
 use crate::http;
@@ -194,7 +194,8 @@ pub struct Shard {
     tls: Option<tls::Shared>,
     address_quota: Quota,
     user_quota: Quota,
-    allowance: Allowance,
+    /// By rate class; 0 is that of all who are in none.
+    allowances: Box<[Allowance]>,
     /// Connections between accept and upgrade.
     handshakes: usize,
     conns: ConnSlab,
@@ -243,7 +244,7 @@ impl Shard {
             tls: given.tls.map(tls::Shared::new),
             address_quota: config.limit.address_quota(),
             user_quota: config.limit.user_quota(),
-            allowance: config.limit.allowance(),
+            allowances: config.allowances(),
             handshakes: 0,
             conns: ConnSlab::new(share.connections_max + REFUSALS_MAX),
             registry: Registry::default(),
@@ -348,8 +349,9 @@ impl Shard {
         self.counters.received_bytes.add(bytes.len() as u64);
         let Some(conn) = self.conns.get_mut(key) else { return };
         let since = std::mem::replace(&mut conn.last_heard, now.tick);
-        if self.allowance.limits() {
-            conn.meter.pass_time(since, now.tick, &self.allowance);
+        let allowance = allowance(&self.allowances, conn);
+        if allowance.limits() {
+            conn.meter.pass_time(since, now.tick, &allowance);
             conn.meter.add_bytes(bytes.len());
         }
         if matches!(conn.phase, Phase::Proxy { .. }) {
@@ -391,7 +393,9 @@ impl Shard {
     fn throttle(&mut self, now: Now, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let ticks = match conn.phase {
-            Phase::Echo | Phase::Session(_) => conn.meter.ticks_over(&self.allowance),
+            Phase::Echo | Phase::Session(_) => {
+                conn.meter.ticks_over(&allowance(&self.allowances, conn))
+            }
             Phase::Proxy { .. }
             | Phase::Head { .. }
             | Phase::Asking(_)
@@ -410,7 +414,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.throttled = false;
         let since = std::mem::replace(&mut conn.last_heard, now.tick);
-        conn.meter.pass_time(since, now.tick, &self.allowance);
+        conn.meter.pass_time(since, now.tick, &allowance(&self.allowances, conn));
         self.update_receiving(key);
     }
 
@@ -515,8 +519,8 @@ impl Shard {
                 Ok((taken, item)) => {
                     at += taken;
                     let Some(item) = item else { continue };
-                    if self.allowance.limits()
-                        && let Some(conn) = self.conns.get_mut(key)
+                    if let Some(conn) = self.conns.get_mut(key)
+                        && allowance(&self.allowances, conn).limits()
                     {
                         conn.meter.add_message();
                     }
@@ -969,6 +973,12 @@ fn framing(config: &Config) -> ws::Settings {
 
 fn deflater(config: &Config) -> ws::Deflater {
     ws::Deflater::new(config.limit.deflate_level, config.limit.deflate_bytes_min)
+}
+
+/// What a connection may do: its class is known with its session.
+fn allowance(allowances: &[Allowance], conn: &Connection) -> Allowance {
+    let class = conn.session().map_or(0, |session| session.grant.rate_class());
+    allowances.get(usize::from(class)).copied().unwrap_or_default()
 }
 
 fn open_batch(batch: &mut Vec<u8>) -> &mut Vec<u8> {

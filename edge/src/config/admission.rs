@@ -10,6 +10,7 @@ use clap::Args;
 use hawser_proto::knobs::{Unfit, UsageError, count, duration, identifier};
 use ipnet::IpNet;
 
+use super::limit::RateClass;
 use crate::auth::Grant;
 use crate::http::AllowedOrigin;
 use crate::limits;
@@ -87,10 +88,11 @@ pub struct AdmissionKnobs {
           value_parser = duration(Duration::ZERO..=Duration::from_secs(3600)))]
     pub auth_cache: Duration,
 
-    /// Names of the classes that a token may put its user into (claim rate_class), besides the one of all others. At most
-    /// 31, with commas between
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = identifier(1..=32))]
-    pub rate_classes: Vec<String>,
+    /// Classes that a token may put its user into (claim rate_class), at most 31, with commas between: a name, the messages a
+    /// second and the bytes a second of a connection, as bot:200:1MiB,guest:5:4KiB. What is left out has no limit. Those in no class have
+    /// --messages-per-second and --bytes-per-second
+    #[arg(long, value_name = "NAME:MESSAGES:BYTES", value_delimiter = ',')]
+    pub rate_classes: Vec<RateClass>,
 
     /// Pages that may connect, as browsers tell in Origin: https://app.example.com, or https://*.example.com; with commas
     /// between. None given: any. Programs that are no browsers send no Origin and are let in
@@ -159,7 +161,7 @@ impl AdmissionKnobs {
     /// The number of a class: 0 when nobody has named it so.
     #[must_use]
     pub fn rate_class(&self, name: &str) -> u8 {
-        let at = self.rate_classes.iter().position(|class| class == name);
+        let at = self.rate_classes.iter().position(|class| class.name == name);
         at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0)
     }
 }
@@ -289,8 +291,12 @@ mod tests {
 
     #[test]
     fn classes_are_numbered_from_1_and_unknown_ones_are_0() {
-        let knobs = read(&["--rate-classes=bot,staff"]).unwrap().admission;
+        let knobs = read(&["--rate-classes=bot:200:1MiB,staff"]).unwrap().admission;
         assert_eq!(["bot", "staff", "", "nobody"].map(|name| knobs.rate_class(name)), [1, 2, 0, 0]);
+        for unfit in ["", "bot:0", "bot:1:1", "bot:1:1KiB:1", "bot::x", ":1"] {
+            let refused = read(&[&format!("--rate-classes={unfit}")]).unwrap_err();
+            assert!(refused.starts_with("--rate-classes: "), "{unfit}: {refused}");
+        }
         let many = (0..32).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         assert!(read(&[&format!("--rate-classes={many}")]).is_err());
     }

@@ -1,13 +1,18 @@
 //! What one connection, user and address may do, and how many handshakes a core takes on.
 
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
 use clap::Args;
-use hawser_proto::knobs::{byte_size, count};
+use hawser_proto::knobs::{Unfit, byte_size, count, identifier};
 
 use crate::meter::{Allowance, BURST_MAX, BYTE_UNIT, Rate};
 use crate::quotas::Quota;
 
 /// Beyond this a limit limits nothing.
 const RATE_CEILING: u64 = 1_000_000;
+/// From one unit of the meter to more than a gigabit.
+const BYTES_RANGE: RangeInclusive<usize> = BYTE_UNIT as usize..=128 << 20;
 
 /// The knobs; each stands beside its like in [`super::Config`].
 #[derive(Args, Clone, Debug)]
@@ -18,7 +23,7 @@ pub struct LimitKnobs {
     pub messages_per_second: Option<u32>,
 
     /// Bytes a second from one connection, in the same way. Left out: no limit
-    #[arg(long, value_name = "SIZE", value_parser = byte_size(BYTE_UNIT as usize..=128 << 20))]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size(BYTES_RANGE))]
     pub bytes_per_second: Option<usize>,
 
     /// Seconds of its rates that a connection may use at once, 1 to 60. A client that comes back with a backlog needs some
@@ -67,20 +72,52 @@ pub struct LimitKnobs {
     pub deflate_bytes_min: usize,
 }
 
+/// A class of `--rate-classes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateClass {
+    /// What a token calls it.
+    pub name: String,
+    /// As the knob of this name, for its connections.
+    pub messages_per_second: Option<u32>,
+    /// As the knob of this name, for its connections.
+    pub bytes_per_second: Option<usize>,
+}
+
+impl FromStr for RateClass {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        let mut parts = text.split(':');
+        let name = identifier(1..=32)(parts.next().unwrap_or_default())?;
+        let mut part = || parts.next().filter(|part| !part.is_empty());
+        let messages_per_second = part().map(count::<u32>(1..=RATE_CEILING)).transpose()?;
+        let bytes_per_second = part().map(byte_size(BYTES_RANGE)).transpose()?;
+        match parts.next() {
+            Some(_) => Err(Unfit("is not NAME:MESSAGES:BYTES such as bot:200:1MiB".to_owned())),
+            None => Ok(Self { name, messages_per_second, bytes_per_second }),
+        }
+    }
+}
+
 /// Seconds of the rates of addresses and users that may be used at once.
 const QUOTA_BURST_SECONDS: u32 = 10;
 
 impl LimitKnobs {
-    /// What a connection may do.
+    /// What connections may do, by the number of their class: 0 is that of all who are in none.
     #[must_use]
-    pub fn allowance(&self) -> Allowance {
+    pub fn allowances(&self, classes: &[RateClass]) -> Box<[Allowance]> {
         let rate = |per_second| rate(per_second, self.burst_seconds);
         // The range of the knob fits 32 bits.
         let units = |bytes: usize| (bytes as u64).div_ceil(u64::from(BYTE_UNIT)) as u32;
-        Allowance {
-            messages: self.messages_per_second.map(rate),
-            bytes: self.bytes_per_second.map(units).map(rate),
-        }
+        let allowance = |messages: Option<u32>, bytes: Option<usize>| Allowance {
+            messages: messages.map(rate),
+            bytes: bytes.map(units).map(rate),
+        };
+        let others = allowance(self.messages_per_second, self.bytes_per_second);
+        let classes = classes
+            .iter()
+            .map(|class| allowance(class.messages_per_second, class.bytes_per_second));
+        std::iter::once(others).chain(classes).collect()
     }
 
     /// What an address may do.
@@ -109,4 +146,26 @@ impl LimitKnobs {
 
 fn rate(per_second: u32, burst_seconds: u32) -> Rate {
     Rate { per_second, burst: per_second.saturating_mul(burst_seconds).min(BURST_MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::read;
+    use super::*;
+
+    #[test]
+    fn each_class_has_its_rates_and_those_in_none_the_general_ones() {
+        let flags =
+            ["--messages-per-second=10", "--burst-seconds=2", "--rate-classes=bot:200:1KiB,staff"];
+        let allowances = read(&flags).unwrap().allowances();
+        let rate = |per_second, burst| Some(Rate { per_second, burst });
+        assert_eq!(
+            *allowances,
+            [
+                Allowance { messages: rate(10, 20), bytes: None },
+                Allowance { messages: rate(200, 400), bytes: rate(16, 32) },
+                Allowance::default(),
+            ]
+        );
+    }
 }

@@ -39,7 +39,7 @@ impl Shard {
         self.deflater = deflater(&config);
         self.address_quota = config.limit.address_quota();
         self.user_quota = config.limit.user_quota();
-        self.allowance = config.limit.allowance();
+        self.allowances = config.allowances();
         self.told.change(now, &self.config, &config);
         self.config = config;
     }
