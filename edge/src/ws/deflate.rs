@@ -17,8 +17,8 @@ use super::write_header;
 
 /// What a flushed stream ends in, and a message leaves out (RFC 7692 section 7.2.1).
 const FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
-/// An empty last block: a stream that has come to the end of a block accepts it, and ends.
-const LAST_BLOCK: &[u8] = &[0x03, 0x00];
+/// The same and an empty last block: a stream that is whole without them ends with their last byte, and not before.
+const CLOSING: &[u8] = &[0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
 /// First memory for an inflated message, in bytes; then it doubles.
 const INFLATED_BYTES_MIN: usize = 4 * 1024;
 /// Buffers that grew beyond this are freed after the message, in bytes: twice what fits the default `payload_bytes_max`.
@@ -171,10 +171,7 @@ impl Inflater {
         let mut message = Inflating { decompressor, out: &mut self.inflated, message_bytes_max };
         // A sender that has no flush ends its last block for good, and the message there or one empty byte later (section 7.2.3.4).
         if !message.feed(deflated)? {
-            // Whole is what ends between two blocks: the tail ends nothing, the last block does.
-            if message.feed(FLUSH_TAIL)? || !message.feed(LAST_BLOCK)? {
-                return Err(ProtocolError::DeflateCorrupt);
-            }
+            message.close()?;
         }
         if text && !is_utf8(&self.inflated) {
             return Err(ProtocolError::TextNotUtf8);
@@ -221,6 +218,16 @@ impl Inflating<'_> {
                 Status::Ok | Status::BufError => {}
             }
         }
+    }
+
+    /// Ends a message between two blocks, which is where it has to be.
+    fn close(&mut self) -> Result<(), ProtocolError> {
+        let (in_before, out_before) = (self.decompressor.total_in(), self.out.len());
+        let status = self.decompressor.decompress_vec(CLOSING, self.out, FlushDecompress::None);
+        let taken = (self.decompressor.total_in() - in_before) as usize;
+        let whole = matches!(status, Ok(Status::StreamEnd))
+            && (taken, self.out.len()) == (CLOSING.len(), out_before);
+        if whole { Ok(()) } else { Err(ProtocolError::DeflateCorrupt) }
     }
 
     /// Doubles the room when it is used up, up to a byte over the bound: that byte tells a message that is too big.
