@@ -266,7 +266,7 @@ fn clients_that_stop_reading_lose_nothing_and_hurt_nobody() {
 #[test]
 fn an_idle_connection_stays_within_its_budget() {
     const EDGE_BYTES_MAX: f64 = 256.0;
-    let least = edge_bytes_each(2_000, 10_000, &[]);
+    let least = edge_bytes_each(2_000, 10_000, &[], EDGE_BYTES_MAX);
     assert!(least <= EDGE_BYTES_MAX, "{least:.0} B a connection, the budget is {EDGE_BYTES_MAX}");
 }
 
@@ -274,28 +274,34 @@ fn an_idle_connection_stays_within_its_budget() {
 #[test]
 fn tls_on_an_idle_connection_stays_within_its_budget() {
     const TLS_BYTES_MAX: f64 = 1024.0;
-    let [plain, tls] = [&[][..], &["--tls"]].map(|tls| edge_bytes_each(1_000, 5_000, tls));
+    let plain = edge_bytes_each(1_000, 5_000, &[], 0.0);
+    let tls = edge_bytes_each(1_000, 5_000, &["--tls"], plain + TLS_BYTES_MAX);
     let more = tls - plain;
     assert!(more <= TLS_BYTES_MAX, "TLS takes {more:.0} B, the budget is {TLS_BYTES_MAX}");
 }
 
 /// Bytes of the edge for each idle connection, from the difference between few and many: what an edge takes without
-/// connections falls out. How many buffers happened to be in use at once does not, and only adds: the least of three
-/// is taken.
-fn edge_bytes_each(few: u32, many: u32, flags: &[&str]) -> f64 {
+/// connections falls out. How many buffers happened to be in use at once does not, and only adds: this is the least of
+/// three tries, or the first that is at most `enough`.
+fn edge_bytes_each(few: u32, many: u32, flags: &[&str], enough: f64) -> f64 {
     let edge_bytes = |connections: u32| {
         let connections = connections.to_string();
         let args = ["idle", "--connections", &connections, "--hold", "0", "--shards", "1"];
-        // On a busy machine many TLS handshakes at once, in debug binaries, would run into their time-outs.
-        let few_at_once = ["--connecting-max", "32"];
-        let report = report(&[&args[..], &few_at_once, flags].concat());
+        // More TLS handshakes at once, in debug binaries on a busy machine, would run into their time-outs.
+        let report = report(&[&args[..], &["--connecting-max", "128"], flags].concat());
         assert_eq!(report["errors"], 0, "{report}");
         report["memory"]["edge_user_bytes"].as_f64().unwrap()
     };
-    let each = || (edge_bytes(many) - edge_bytes(few)) / f64::from(many - few);
-    let tries = (0..3).map(|_| each());
-    let tries = tries.inspect(|each| println!("{flags:?}: {each:.0} B a connection"));
-    tries.fold(f64::INFINITY, f64::min)
+    let mut least = f64::INFINITY;
+    for _ in 0..3 {
+        let each = (edge_bytes(many) - edge_bytes(few)) / f64::from(many - few);
+        println!("{flags:?}: {each:.0} B a connection");
+        least = each.min(least);
+        if least <= enough {
+            break;
+        }
+    }
+    least
 }
 
 #[test]

@@ -17,8 +17,8 @@ use super::write_header;
 
 /// What a flushed stream ends in, and a message leaves out (RFC 7692 section 7.2.1).
 const FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
-/// An empty last block: a stream that has come to the end of a block accepts it, and ends.
-const LAST_BLOCK: &[u8] = &[0x03, 0x00];
+/// The same and an empty last block: a stream that is whole without them ends with their last byte, and not before.
+const CLOSING: &[u8] = &[0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
 /// First memory for an inflated message, in bytes; then it doubles.
 const INFLATED_BYTES_MIN: usize = 4 * 1024;
 /// Buffers that grew beyond this are freed after the message, in bytes: twice what fits the default `payload_bytes_max`.
@@ -118,18 +118,28 @@ impl Deflater {
             .get_or_insert_with(|| Compress::new_with_window_bits(level, false, window_bits.get()));
         compressor.reset();
         self.deflated.clear();
-        self.deflated.reserve(payload.len() + FLUSH_TAIL.len());
-        // With room left the flush is complete, and the tail is there.
+        self.deflated.reserve(deflated_bytes_max(payload.len()));
         let done = compressor.compress_vec(payload, &mut self.deflated, FlushCompress::Sync);
+        // With room left the flush is complete, and the tail is there.
         let whole = matches!(done, Ok(Status::Ok))
             && compressor.total_in() == payload.len() as u64
             && self.deflated.len() < self.deflated.capacity()
             && self.deflated.ends_with(FLUSH_TAIL);
         if whole {
             self.deflated.truncate(self.deflated.len() - FLUSH_TAIL.len());
+        } else {
+            // It still holds output, which does not go with a reset (zlib-rs 0.6.8): the next messages would run out of room inside
+            // it, and that panics.
+            debug_assert!(false, "the room was enough");
+            self.compressors[at] = None;
         }
         whole && self.deflated.len() < payload.len()
     }
+}
+
+/// Most that a flushed stream of so many bytes takes: nine bits a byte in fixed codes, and block headers (zlib's own bound for small windows).
+const fn deflated_bytes_max(bytes: usize) -> usize {
+    bytes + bytes.div_ceil(8) + bytes.div_ceil(64) + 64
 }
 
 /// Inflates messages that have come deflated.
@@ -161,10 +171,7 @@ impl Inflater {
         let mut message = Inflating { decompressor, out: &mut self.inflated, message_bytes_max };
         // A sender that has no flush ends its last block for good, and the message there or one empty byte later (section 7.2.3.4).
         if !message.feed(deflated)? {
-            // Whole is what ends between two blocks: the tail ends nothing, the last block does.
-            if message.feed(FLUSH_TAIL)? || !message.feed(LAST_BLOCK)? {
-                return Err(ProtocolError::DeflateCorrupt);
-            }
+            message.close()?;
         }
         if text && !is_utf8(&self.inflated) {
             return Err(ProtocolError::TextNotUtf8);
@@ -211,6 +218,16 @@ impl Inflating<'_> {
                 Status::Ok | Status::BufError => {}
             }
         }
+    }
+
+    /// Ends a message between two blocks, which is where it has to be.
+    fn close(&mut self) -> Result<(), ProtocolError> {
+        let (in_before, out_before) = (self.decompressor.total_in(), self.out.len());
+        let status = self.decompressor.decompress_vec(CLOSING, self.out, FlushDecompress::None);
+        let taken = (self.decompressor.total_in() - in_before) as usize;
+        let whole = matches!(status, Ok(Status::StreamEnd))
+            && (taken, self.out.len()) == (CLOSING.len(), out_before);
+        if whole { Ok(()) } else { Err(ProtocolError::DeflateCorrupt) }
     }
 
     /// Doubles the room when it is used up, up to a byte over the bound: that byte tells a message that is too big.
@@ -352,6 +369,24 @@ mod tests {
         write_message(&mut empty, Opcode::Text, b"");
         Deflater::new(1, 0).deflate_message(&mut empty, 0, Some(WindowBits::MAX));
         assert_eq!(empty, [0x81, 0]);
+    }
+
+    #[test]
+    fn messages_that_do_not_shrink_do_no_harm_to_those_behind_them() {
+        // A compressor that is reset while output waits in it keeps less room each time, and panics in the end.
+        let noise = noise(MESSAGE_BYTES_MAX);
+        for (level, bits) in [(1, 15), (1, 9), (2, 15), (3, 9), (6, 15), (6, 9), (9, 15)] {
+            let (mut deflater, mut inflater) = (Deflater::new(level, 0), Inflater::default());
+            for round in 0..10 {
+                let plain = frame(&mut deflater, &noise[round..], bits);
+                assert_eq!(payload(&plain), (&noise[round..], false));
+                assert!(deflater.compressors.iter().flatten().count() == 1, "it was kept");
+            }
+            let text = chat(MESSAGE_BYTES_MAX);
+            let frame = frame(&mut deflater, &text, bits);
+            let inflated = inflater.inflate(true, payload(&frame).0, MESSAGE_BYTES_MAX);
+            assert!(inflated.is_ok_and(|inflated| *inflated == text), "level {level}");
+        }
     }
 
     #[test]
