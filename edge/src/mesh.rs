@@ -152,6 +152,13 @@ impl Mesh {
         Ok(())
     }
 
+    /// Whether less than half of the commands that a shard can be given wait for it. What comes in numbers and by itself
+    /// looks here first, so that an operator's command finds room.
+    #[must_use]
+    pub fn commands_are_few(&self, shard: u16) -> bool {
+        self.lanes[usize::from(shard)].commands.len() < COMMANDS_MAX / 2
+    }
+
     /// A shard takes the next command.
     #[must_use]
     pub fn take_command(&self, shard: u16) -> Option<Command> {

@@ -83,6 +83,10 @@ struct Client(TcpStream);
 impl Client {
     /// Connects and asks for the upgrade, without waiting for it.
     fn connect(address: SocketAddr) -> Self {
+        Self::connect_to(address, "/echo")
+    }
+
+    fn connect_to(address: SocketAddr, path: &str) -> Self {
         // The executors of this process interrupt its system calls; what can, tries again by itself.
         let mut stream = loop {
             match TcpStream::connect(address) {
@@ -92,8 +96,10 @@ impl Client {
         };
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        let head = "GET /echo HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).unwrap();
         Self(stream)
     }
@@ -187,6 +193,27 @@ fn more_clients_than_connections_max_are_told_503_and_when_to_come_back() {
     drop(here.pop());
     edge.await_metric("edge_connections", |held| held < 40);
     edge.connect().upgraded().say(b"room again");
+}
+
+/// Each takes the descriptor of one who has just left, whose stream may still be being shut on a thread of the kernel's.
+#[test]
+fn clients_who_are_refused_and_leave_at_once_take_nobodys_answer_with_them() {
+    let edge = Running::start(Config { shards: Some(1), ..Config::default() }, |_| {});
+    let listen = edge.edge().listen();
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for _ in 0..250 {
+                    let mut client = Client::connect_to(listen, "/nowhere");
+                    let answer = client.answer();
+                    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
 }
 
 /// Connects `clients`, hears each of them, and returns what each of eight shards holds.

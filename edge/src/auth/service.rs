@@ -126,9 +126,11 @@ impl Desk {
     pub(super) async fn deliver(&mut self, ask: &Ask, outcome: Result<Identity, Refused>) {
         let mut command = Command::Verdict(Box::new(Verdict { key: ask.key, outcome }));
         for _ in 0..DELIVERIES_MAX {
-            match self.mesh.try_command(ask.shard, command) {
-                Ok(()) => return,
-                Err(Full(back)) => command = back,
+            if self.mesh.commands_are_few(ask.shard) {
+                match self.mesh.try_command(ask.shard, command) {
+                    Ok(()) => return,
+                    Err(Full(back)) => command = back,
+                }
             }
             tokio::time::sleep(DELIVER_AGAIN).await;
         }
@@ -235,4 +237,65 @@ impl Health {
 pub(super) fn unix_ms() -> i64 {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(unix.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::ConnKey;
+    use crate::mesh::COMMANDS_MAX;
+
+    #[test]
+    fn answers_wait_for_a_shard_and_leave_room_for_an_operator() {
+        let mesh = Arc::new(Mesh::new(1).unwrap());
+        let mut desk = Desk { mesh: mesh.clone(), health: Arc::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let ask = |number| Ask {
+            shard: 0,
+            key: ConnKey::from_bits(number),
+            token: "t".into(),
+            device: "d".into(),
+            address: [127, 0, 0, 1].into(),
+            asked_at_ms: 0,
+        };
+        let mut taken = Vec::new();
+        let mut take = |max| {
+            while let Some(Command::Verdict(verdict)) = mesh.take_command(0) {
+                taken.push(verdict.key.to_bits());
+                if taken.len() == max {
+                    break;
+                }
+            }
+            taken.len()
+        };
+        runtime.block_on(async {
+            let half = COMMANDS_MAX as u64 / 2;
+            for number in 0..half {
+                desk.deliver(&ask(number), Err(Refused::ByService)).await;
+            }
+            let next = ask(half);
+            let mut waits = std::pin::pin!(desk.deliver(&next, Err(Refused::ByService)));
+            let briefly = tokio::time::timeout(4 * DELIVER_AGAIN, waits.as_mut()).await;
+            assert!(briefly.is_err(), "it waits");
+            assert_eq!(take(1), 1);
+            waits.await;
+            assert_eq!(take(usize::MAX), COMMANDS_MAX / 2 + 1);
+        });
+        assert!(taken.is_sorted(), "in their order");
+    }
+
+    #[test]
+    fn trouble_is_told_until_it_works_again() {
+        let health = Health { keys_wanted: true, ..Health::default() };
+        assert_eq!((health.told(), health.is_closed()), (None, true));
+        health.trouble("it is away".into());
+        assert_eq!(health.told().as_deref(), Some("it is away"));
+        health.fetched_at_ms.store(1_790_000_000_000, Ordering::Relaxed);
+        assert!(!health.is_closed());
+        health.mend();
+        assert_eq!(health.told(), None);
+        let mut metrics = String::new();
+        health.render(&mut metrics);
+        assert!(metrics.contains("edge_jwks_fetched_timestamp_seconds 1790000000\n"), "{metrics}");
+    }
 }

@@ -120,6 +120,8 @@ pub struct Driver {
     accepted: u32,
     /// Sockets on their way to other shards: by direct descriptor, to whom, and where their client is.
     passing: HashMap<u32, (u16, Peer), RandomState>,
+    /// Sockets whose side of ours is being shut, and whether to close them then: busy, or not.
+    shutting: HashMap<u32, Option<bool>, RandomState>,
     /// Of sockets on their way to this one, see [`Shares::arrived`].
     arrivals: Vec<Arrival>,
     ring: Ring,
@@ -167,6 +169,7 @@ impl Driver {
             idle_accepts: (0..settings.ring.accepts).collect(),
             accepted: 0,
             passing: HashMap::default(),
+            shutting: HashMap::default(),
             arrivals: Vec::new(),
             ring,
             link,
@@ -293,6 +296,11 @@ impl Driver {
                     }
                 }
             }
+            Completion::Shut { socket } => {
+                if let Some(Some(busy)) = self.shutting.remove(&socket) {
+                    self.close(socket, busy);
+                }
+            }
             Completion::TimedOut { tick } => {
                 if self.timeout == Some(tick) {
                     self.timeout = None;
@@ -389,7 +397,7 @@ impl Driver {
     /// Accepts that can be put into the ring. A client for whom there is no descriptor would be cut off, so it stays in
     /// the listener's queue.
     fn accepts_wanted(&self) -> usize {
-        let taken = self.shard.connections() + self.passing.len();
+        let taken = self.shard.connections() + self.passing.len() + self.shutting.len();
         let free = (self.settings.sockets as usize).saturating_sub(taken);
         let in_ring = usize::from(self.settings.ring.accepts) - self.idle_accepts.len();
         self.idle_accepts.len().min(free.saturating_sub(in_ring))
@@ -403,10 +411,22 @@ impl Driver {
                 }
                 Output::Receive { key, socket } => self.ring.receive(key, socket),
                 Output::StopReceive { key } => self.ring.stop_receive(key),
-                Output::ShutdownWrite { socket } => self.ring.shutdown_write(socket),
-                Output::Close { socket, busy: true } => self.ring.shut_and_close(socket),
-                Output::Close { socket, busy: false } => self.ring.close(socket),
+                Output::ShutdownWrite { socket } => {
+                    self.shutting.insert(socket, None);
+                    self.ring.shutdown_write(socket);
+                }
+                Output::Close { socket, busy } => self.close(socket, busy),
             }
+        }
+    }
+
+    fn close(&mut self, socket: u32, busy: bool) {
+        if let Some(then) = self.shutting.get_mut(&socket) {
+            *then = Some(busy);
+        } else if busy {
+            self.ring.shut_and_close(socket);
+        } else {
+            self.ring.close(socket);
         }
     }
 

@@ -35,6 +35,7 @@ const KIND_LINK_SEND: u64 = 7;
 const KIND_WAKE: u64 = 8;
 const KIND_PASS: u64 = 9;
 const KIND_ARRIVAL: u64 = 10;
+const KIND_SHUT: u64 = 11;
 
 /// What the kernel has done.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(super) enum Completion {
     Arrived { from: u16, socket_there: u32, socket: u32 },
     /// This direct descriptor was passed to another shard, which has a copy now; or it was not.
     Passed { socket: u32, result: Result<(), i32> },
+    /// Our side of this direct descriptor's stream is shut, or was ended already.
+    Shut { socket: u32 },
     /// Bytes came for a connection; `more` is false when the receive has to be started again.
     Received { key: ConnKey, lent: Lent, more: bool },
     /// The receive has ended with this error number; 0 is the end of the stream.
@@ -218,6 +221,7 @@ impl Ring {
                 let result = if result < 0 { Err(-result) } else { Ok(()) };
                 Completion::Passed { socket: low, result }
             }
+            KIND_SHUT => Completion::Shut { socket: low },
             KIND_RECEIVE => {
                 let key = ConnKey::from_bits(data);
                 match cqueue::buffer_select(flags) {
@@ -329,10 +333,11 @@ impl Ring {
         self.push(entry);
     }
 
-    /// Shuts our side of a stream.
+    /// Shuts our side of a stream. The kernel does so on a thread of its own, and looks the descriptor up only there: until
+    /// [`Completion::Shut`] it must not be closed, or the next client who gets it is shut instead.
     pub(super) fn shutdown_write(&mut self, socket: u32) {
         let entry = opcode::Shutdown::new(Fixed(socket), libc::SHUT_WR).build();
-        self.push(entry.flags(QUIET).user_data(KIND_IGNORED));
+        self.push(entry.user_data(KIND_SHUT << KIND_SHIFT | u64::from(socket)));
     }
 
     /// Frees a direct descriptor, of which nothing is in the ring. The stream ends unless another shard has a copy.

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::hawser::{Client, Edge, Router, binary, free_address, get, within_patience};
@@ -261,4 +262,33 @@ fn the_owners_service_says_who_comes_in_and_what_it_says_is_remembered() {
     assert_eq!(hawser.metric("edge_auth_calls_total{outcome=\"late\"}"), 9);
     hawser.assert_log_without(&["secret-token", "word", "unlucky", "late-"]);
     assert!(hawser.folder.path().exists());
+}
+
+#[test]
+fn a_file_of_keys_is_read_again_on_sighup_and_a_broken_one_changes_nothing() {
+    let (old, new) = (Issuer::es256(), Issuer::eddsa());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, old.pem()).unwrap();
+    let hawser = Hawser::start(&[&format!("--jwt-key-file={}", file.path().display())]);
+    let at = hawser.listen();
+    let (by_old, by_new) = (old.token(&claims("alice", 600)), new.token(&claims("alice", 600)));
+    let mut carol = Client::open(at, &old.token(&claims("carol", 600))).unwrap();
+    let told = refusal(Client::request(at, "/ws", &bearer(&by_new)));
+    assert!(told.starts_with("HTTP/1.1 401 "), "{told}");
+
+    std::fs::write(&file, new.private_pem()).unwrap();
+    hawser.edge.process.signal(Signal::HUP);
+    within_patience("a refused reload", || {
+        let refused = hawser.metric("edge_reloads_total{outcome=\"refused\"}");
+        (refused == 1).then_some(())
+    });
+    assert!(hawser.edge.process.log().contains("holds a private key"));
+    Client::open(at, &by_old).unwrap();
+
+    std::fs::write(&file, new.pem()).unwrap();
+    hawser.edge.process.signal(Signal::HUP);
+    within_patience("a client with the new key", || Client::open(at, &by_new).ok());
+    let told = refusal(Client::request(at, "/ws", &bearer(&by_old)));
+    assert!(told.starts_with("HTTP/1.1 401 "), "{told}");
+    carol.send("bob", "m1", "aGk=").unwrap();
 }
