@@ -6,7 +6,7 @@
 #   make lint         formatting, clippy, shellcheck
 #   make bench        a short durable chat with its history checked (bench/ has the rest)
 #   make peers        other WebSocket servers beside this one: builds and measures them all, in minutes (bench/peers/)
-#   make conformance  the Autobahn suite against the edge: RFC 6455, every case strict
+#   make conformance  the Autobahn suite against the edge, over ws and wss: RFC 6455 and RFC 7692, every case strict
 #
 # Needs: stable Rust; for test and conformance also Python 3 with venv and Node.js; for lint shellcheck; for peers what
 # bench/peers/README.md says.
@@ -38,3 +38,4 @@ peers:
 
 conformance:
 	@.ci/conformance
+	@.ci/conformance --scheme wss

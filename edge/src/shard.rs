@@ -192,6 +192,8 @@ pub struct Shard {
     share: Share,
     quotas: Arc<Quotas>,
     tls: Option<tls::Shared>,
+    /// Whose ciphertext is being dealt with: its end waits until its TLS is back in its place.
+    opening: Option<ConnKey>,
     address_quota: Quota,
     user_quota: Quota,
     /// By rate class; 0 is that of all who are in none.
@@ -242,6 +244,7 @@ impl Shard {
             share,
             quotas: given.quotas,
             tls: given.tls.map(tls::Shared::new),
+            opening: None,
             address_quota: config.limit.address_quota(),
             user_quota: config.limit.user_quota(),
             allowances: config.allowances(),
@@ -778,7 +781,7 @@ impl Shard {
     fn advance_closing(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Phase::Closing(closing) = &mut conn.phase else { return };
-        if closing.stage != CloseStage::Flush {
+        if closing.stage != CloseStage::Flush || self.opening == Some(key) {
             return;
         }
         let (reason, peer_closed) = (closing.reason, closing.peer_closed);

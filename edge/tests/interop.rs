@@ -4,7 +4,7 @@
 //! check is written there, as assertions; here the processes are started, timed and ended.
 #![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -59,8 +59,120 @@ fn python_and_node_say_the_same_with_compression() {
     run(node("conversation.mjs").arg(hawser.url("/ws")).arg(clients()).arg("deflate"));
 }
 
+#[test]
+fn python_and_node_say_the_same_over_tls() {
+    let authority = Authority::new();
+    let run = |command: &mut Command| {
+        let trusted = authority.certificate();
+        run(command.env("SSL_CERT_FILE", &trusted).env("NODE_EXTRA_CA_CERTS", &trusted));
+    };
+    let hawser = authority.start(&[]);
+    run(python("framing.py").arg(hawser.url("/echo")));
+    run(python("conversation.py").args([&hawser.url("/ws"), PROTOBUF, JSON]));
+    let hawser = authority.start(&["--deflate"]);
+    run(node("conversation.mjs").arg(hawser.url("/ws")).arg(clients()).arg("deflate"));
+}
+
+#[test]
+fn curl_is_upgraded_over_tls_and_told_400_without_it() {
+    let authority = Authority::new();
+    let hawser = authority.start(&[]);
+    let ask = |scheme: &str, path: &str, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--include", "--max-time", "20", "--http1.1", "--cacert"]);
+        curl.arg(authority.certificate()).args(more);
+        said(curl.arg(format!("{scheme}://{}{path}", hawser.listen)))
+    };
+    assert!(ask("https", "/nowhere", &[]).starts_with("HTTP/1.1 404 "));
+    let plain = ask("http", "/ws", &[]);
+    assert!(plain.starts_with("HTTP/1.1 400 ") && plain.contains("speaks TLS"), "{plain}");
+    // It closes when it has the answer, because the client has said all it wants.
+    let upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"];
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let headers: Vec<_> = upgrade.iter().chain([&key]).flat_map(|line| ["-H", line]).collect();
+    let mut args = headers;
+    args.extend(["--max-time", "2"]);
+    let upgraded = ask("https", "/echo", &args);
+    assert!(upgraded.starts_with("HTTP/1.1 101 "), "{upgraded}");
+}
+
+#[test]
+fn openssl_verifies_the_certificate_in_both_versions_and_comes_back_with_a_ticket() {
+    let authority = Authority::new();
+    let hawser = authority.start(&[]);
+    let session = authority.folder.path().join("session.pem");
+    let ask = |version: &str, more: &[&str]| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_client", "-connect", &hawser.listen.to_string(), "-ign_eof", version]);
+        openssl.args(["-alpn", "http/1.1", "-verify_return_error", "-CAfile"]);
+        openssl.arg(authority.certificate()).args(more);
+        asked(&mut openssl, b"GET /nowhere HTTP/1.1\r\nHost: edge\r\n\r\n")
+    };
+    for (version, name) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
+        let path = session.to_str().expect("a path in UTF-8");
+        let first = ask(version, &["-sess_out", path]);
+        for line in ["Verify return code: 0 (ok)", "ALPN protocol: http/1.1", "HTTP/1.1 404 "] {
+            assert!(first.contains(line), "{line} in {first}");
+        }
+        assert!(first.contains(&format!("New, {name}")), "{first}");
+        let again = ask(version, &["-sess_in", path]);
+        assert!(again.contains(&format!("Reused, {name}")), "{again}");
+    }
+    let old = ask("-tls1_1", &[]);
+    assert!(!old.contains("404"), "{old}");
+}
+
+/// Whom the clients trust, and the edge that shows its certificate.
+struct Authority {
+    folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let write = |name: &str, text: String| {
+            std::fs::write(folder.path().join(name), text).expect("room for a file");
+        };
+        write("edge.pem", made.cert.pem());
+        write("edge.key", made.signing_key.serialize_pem());
+        Self { folder }
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.folder.path().join("edge.pem")
+    }
+
+    fn start(&self, flags: &[&str]) -> Hawser {
+        let path = |name| self.folder.path().join(name).to_string_lossy().into_owned();
+        let (cert, key) = (path("edge.pem"), path("edge.key"));
+        let mut flags = flags.to_vec();
+        flags.extend(["--tls-cert", &cert, "--tls-key", &key]);
+        Hawser { scheme: "wss", ..Hawser::start_with(&flags) }
+    }
+}
+
+/// What a program prints; how it ends does not matter.
+fn said(command: &mut Command) -> String {
+    asked(command, b"")
+}
+
+/// The same of one that is told something first.
+fn asked(command: &mut Command, input: &[u8]) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // One that has ended already does not listen.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    let output = child.wait_with_output().expect("its output");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
 /// A router and an edge of this build on free ports, with a data folder of their own. Ended on drop.
 struct Hawser {
+    scheme: &'static str,
     listen: SocketAddr,
     _edge: Server,
     _router: Server,
@@ -97,11 +209,11 @@ impl Hawser {
         let (edge, listen) =
             Server::start(edge, data.path().join("edge.log"), "accepting connections");
 
-        Self { listen, _edge: edge, _router: router, _data: data }
+        Self { scheme: "ws", listen, _edge: edge, _router: router, _data: data }
     }
 
     fn url(&self, path: &str) -> String {
-        format!("ws://{}{path}", self.listen)
+        format!("{}://{}{path}", self.scheme, self.listen)
     }
 }
 

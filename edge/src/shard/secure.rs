@@ -29,6 +29,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Taken out while its data is dealt with, which it lends.
         let Some(mut tls) = conn.tls.take() else { return };
+        self.opening = Some(key);
         let mut at = 0;
         let (mut failed, mut closed) = (None, false);
         while let (Some(input @ [_, ..]), Some(shared)) = (bytes.get_mut(at..), &mut self.tls) {
@@ -48,6 +49,7 @@ impl Shard {
                 }
             }
         }
+        self.opening = None;
         let Some(shared) = &mut self.tls else { return };
         tls.settle(shared);
         let Some(conn) = self.conns.get_mut(key) else { return tls.end(shared) };
@@ -55,7 +57,10 @@ impl Shard {
         match failed {
             Some(error) => self.end_tls(now, key, error),
             None if closed => self.handle_peer_closed(key),
-            None => self.send_later(key),
+            None => {
+                self.send_later(key);
+                self.advance_closing(key);
+            }
         }
     }
 

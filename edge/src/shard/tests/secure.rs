@@ -119,6 +119,23 @@ fn both_ends_of_the_closing_handshake_say_close_notify() {
 }
 
 #[test]
+fn the_answer_to_our_close_is_followed_by_close_notify() {
+    let mut pair = Pair::new();
+    pair.says(HEAD.as_bytes());
+    pair.settle(1 << 20);
+    pair.rig.advance(Duration::from_secs(10));
+    pair.settle(1 << 20);
+    let (heard, ended) = pair.hears();
+    assert!(heard.ends_with(b"no Connect in time") && !ended);
+    let mut close = Vec::new();
+    ws::write_masked_message(&mut close, Opcode::Close, &1008u16.to_be_bytes(), [1, 2, 3, 4]);
+    pair.says(&close);
+    pair.settle(1 << 20);
+    assert_eq!(pair.hears(), (Vec::new(), true));
+    assert!(pair.rig.is_closed(pair.key));
+}
+
+#[test]
 fn plain_http_is_told_400_in_plain_and_garbage_gets_an_alert_or_nothing() {
     let mut pair = Pair::new();
     pair.rig.receive(pair.key, HEAD.as_bytes());
