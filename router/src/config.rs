@@ -19,6 +19,7 @@ pub const ENVIRONMENT_PREFIX: &str = "HAWSER_ROUTER";
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const KIB: usize = 1024;
 const MIB: usize = 1024 * 1024;
 
 /// Moves messages between edges and the durable queue.
@@ -79,6 +80,12 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "256MiB",
           value_parser = byte_size(MIB..=usize::MAX))]
     pub memory_max: usize,
+
+    /// Memory for what was lately read from the store: inboxes and messages of those who come back, indexes, filters. The
+    /// kernel keeps the files in its own cache as well; more than a few MiB helps where that is short.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB",
+          value_parser = byte_size(256 * KIB..=usize::MAX))]
+    pub store_cache: usize,
 
     /// What is logged, to standard error: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "FILTER", default_value = "info")]

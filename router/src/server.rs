@@ -256,7 +256,8 @@ impl Data {
             Err(TryLockError::WouldBlock) => return Err(problem(&"another router uses it")),
             Err(TryLockError::Error(error)) => return Err(problem(&error)),
         }
-        let store = DiskStore::open(&folder.join("store"), config.partitions, fastrand::u64(..))
+        let (place, seed) = (folder.join("store"), fastrand::u64(..));
+        let store = DiskStore::open(&place, config.partitions, seed, config.store_cache as u64)
             .map_err(|error| match error {
                 OpenError::Partitions { stored } => usage(
                     "--partitions",
