@@ -30,6 +30,19 @@ pub struct Config {
     #[arg(long, value_name = "PLACE", default_value = "127.0.0.1:7800", value_parser = listen)]
     pub listen: Vec<Listen>,
 
+    /// PEM file with this router's certificate and its chain; edges then have to speak TLS 1.3 where they come over TCP. Unix
+    /// sockets stay as they are. Read at the start.
+    #[arg(long, value_name = "FILE", requires = "link_tls_key")]
+    pub link_tls_cert: Option<PathBuf>,
+
+    /// PEM file with the private key of --link-tls-cert.
+    #[arg(long, value_name = "FILE", requires = "link_tls_cert")]
+    pub link_tls_key: Option<PathBuf>,
+
+    /// PEM file with the authorities that sign the certificates of edges, which then have to show one.
+    #[arg(long, value_name = "FILE", requires = "link_tls_cert")]
+    pub link_tls_client_ca: Option<PathBuf>,
+
     /// Where /healthz and /metrics are served. Not meant for the outside.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7801",
           value_parser = socket_address)]
