@@ -252,6 +252,11 @@ impl Drained {
 pub(crate) struct Churn {
     pub joined: u64,
     pub left: u64,
+    /// With all connected and before the first had left, where a warm-up came before the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edge_user_bytes_connected: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_user_bytes_connected: Option<u64>,
     pub edge_user_bytes_start: u64,
     pub edge_user_bytes_end: u64,
     pub edge_end_over_start: f64,

@@ -6,6 +6,7 @@
 
 mod by_name;
 mod files;
+mod router;
 mod tickets;
 mod watcher;
 
@@ -22,6 +23,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, RootCertStore, ServerConfig};
 
 use self::by_name::ByName;
+pub use self::router::router;
 use self::tickets::SharedTickets;
 pub use self::watcher::{Watcher, watch};
 use crate::config::{ClientAuth, MinVersion, TlsKnobs};
@@ -86,7 +88,8 @@ impl Loader {
         let mut certificates = Vec::new();
         let mut expires = now + NEVER;
         for (cert, key) in knobs.tls_cert.iter().zip(&knobs.tls_key) {
-            let (certificate, until) = files::certificate(cert, key, &self.provider, now)?;
+            let (certificate, until) =
+                files::certificate(["--tls-cert", "--tls-key"], cert, key, &self.provider, now)?;
             expires = expires.min(until);
             certificates.push(certificate);
         }
@@ -112,7 +115,7 @@ impl Loader {
             (when, Some(ca)) => {
                 let text = read("--tls-client-ca", ca)?;
                 trust = Trust::new(knobs, &text);
-                let roots: RootCertStore = files::authorities(ca, &text)?;
+                let roots: RootCertStore = files::authorities("--tls-client-ca", ca, &text)?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(
                     Arc::new(roots),
                     Arc::clone(&self.provider),

@@ -8,6 +8,7 @@ mod admission;
 pub mod change;
 pub mod files;
 mod limit;
+mod link_tls;
 mod operate;
 mod tls;
 
@@ -27,6 +28,7 @@ use tracing_subscriber::filter::Targets;
 
 pub use self::admission::{AdmissionKnobs, ServiceUrl};
 pub use self::limit::LimitKnobs;
+pub use self::link_tls::LinkTlsKnobs;
 pub use self::operate::{LogFormat, OperateKnobs};
 pub use self::tls::{ClientAuth, MinVersion, TlsKnobs};
 use crate::conn::Mode;
@@ -174,6 +176,10 @@ pub struct Config {
     #[command(flatten)]
     pub tls: TlsKnobs,
 
+    /// TLS on the link
+    #[command(flatten)]
+    pub link_tls: LinkTlsKnobs,
+
     /// Who may come in
     #[command(flatten)]
     pub admission: AdmissionKnobs,
@@ -219,6 +225,7 @@ impl Config {
     fn check_together(&self) -> Result<(), UsageError> {
         let Config { listen, admin, client_path, payload_bytes_max, outbox_bytes_max, .. } = self;
         self.tls.check_together()?;
+        self.link_tls.check_together(&self.router)?;
         if self.dev_auth && !listen.ip().is_loopback() {
             return Err(UsageError(format!(
                 "--dev-auth: lets anybody be anybody, so --listen has to be a loopback address such as \

@@ -16,6 +16,7 @@ pub mod drain;
 pub mod driver;
 pub mod http;
 pub mod limits;
+pub mod link_tls;
 pub mod logging;
 pub mod mesh;
 pub mod meter;

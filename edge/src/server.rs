@@ -11,7 +11,7 @@ use hawser_proto::knobs::UsageError;
 
 use crate::auth::Auth;
 use crate::auth::service::{Health, Service};
-use crate::certs::Loaded;
+use crate::certs::{self, Loaded};
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
 use crate::drain::Order;
@@ -242,6 +242,7 @@ impl Edge {
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
         let address = resolve(&config.router)?;
+        let link_tls = certs::router(&config.link_tls, &config.router)?;
         let mesh = Mesh::new(shards)
             .map_err(|error| UsageError(format!("--shards: no eventfd for each: {error}")))?;
         let (mesh, stop) = (Arc::new(mesh), Arc::new(AtomicBool::new(false)));
@@ -286,7 +287,8 @@ impl Edge {
                 .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
             let link = (index == UPLINK_SHARD).then(|| {
                 let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
-                LinkEnd { uplink, address: address.clone(), up: link_up.clone() }
+                let tls = link_tls.clone();
+                LinkEnd { uplink, address: address.clone(), tls, up: link_up.clone() }
             });
             let given = Given {
                 auth: auth.clone(),

@@ -32,6 +32,9 @@ const OUT_FRAMES_MAX: usize = 64;
 /// Small frames are joined until a send has this many bytes.
 const JOINED_BYTES: usize = 64 * 1024;
 
+/// How a router answers a Hello that speaks TLS: an alert (RFC 8446 section 5.1). As the length of a frame it would be too much.
+const TLS_ALERT: [u8; 2] = [0x15, 0x03];
+
 /// Who this edge is (link.proto, `Hello`).
 #[derive(Debug, Clone)]
 pub struct EdgeIdentity {
@@ -80,6 +83,8 @@ pub enum LinkError {
     BadFrame(String),
     /// The router does not want this edge, and says why.
     Refused(String),
+    /// There is no TLS with the router; a sentence that says why.
+    Tls(String),
 }
 
 impl std::fmt::Display for LinkError {
@@ -90,6 +95,7 @@ impl std::fmt::Display for LinkError {
             Self::Silent => f.write_str("no answer in time"),
             Self::BadFrame(what) => write!(f, "not a link frame: {what}"),
             Self::Refused(why) => write!(f, "refused by the router: {why}"),
+            Self::Tls(why) => f.write_str(why),
         }
     }
 }
@@ -179,7 +185,12 @@ impl Uplink {
         self.error.take()
     }
 
-    /// The driver is connected, or could not.
+    /// The attempt failed, or the link did, for another reason than [`Self::handle_closed`] tells.
+    pub fn handle_failed(&mut self, now: Now, error: LinkError) {
+        self.go_down(now, error);
+    }
+
+    /// The driver is connected, also by TLS where the link speaks it, or could not.
     pub fn handle_connected(&mut self, now: Now, result: Result<(), i32>) {
         if self.state != LinkState::Connecting {
             return;
@@ -360,6 +371,10 @@ impl Uplink {
 
     /// Reads one frame; returns the bytes it took, 0 when it is not all there.
     fn read_frame(&mut self, now: Now, mesh: &Mesh, input: &[u8]) -> Result<usize, LinkError> {
+        if self.state == LinkState::Greeting && input.starts_with(&TLS_ALERT) {
+            let wanted = "the router speaks TLS: give --router-tls-ca";
+            return Err(LinkError::Tls(wanted.to_owned()));
+        }
         let frame = framing::first_frame(input).map_err(|e| LinkError::BadFrame(e.to_string()))?;
         let Some(body) = frame else { return Ok(0) };
         let mut batch = link::Batch::new(body);

@@ -19,6 +19,7 @@ pub const ENVIRONMENT_PREFIX: &str = "HAWSER_ROUTER";
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const KIB: usize = 1024;
 const MIB: usize = 1024 * 1024;
 
 /// Moves messages between edges and the durable queue.
@@ -28,6 +29,19 @@ pub struct Config {
     /// Where edges connect: address:port, or unix:/path. May be given several times.
     #[arg(long, value_name = "PLACE", default_value = "127.0.0.1:7800", value_parser = listen)]
     pub listen: Vec<Listen>,
+
+    /// PEM file with this router's certificate and its chain; edges then have to speak TLS 1.3 where they come over TCP. Unix
+    /// sockets stay as they are. Read at the start.
+    #[arg(long, value_name = "FILE", requires = "link_tls_key")]
+    pub link_tls_cert: Option<PathBuf>,
+
+    /// PEM file with the private key of --link-tls-cert.
+    #[arg(long, value_name = "FILE", requires = "link_tls_cert")]
+    pub link_tls_key: Option<PathBuf>,
+
+    /// PEM file with the authorities that sign the certificates of edges, which then have to show one.
+    #[arg(long, value_name = "FILE", requires = "link_tls_cert")]
+    pub link_tls_client_ca: Option<PathBuf>,
 
     /// Where /healthz and /metrics are served. Not meant for the outside.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7801",
@@ -79,6 +93,12 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "256MiB",
           value_parser = byte_size(MIB..=usize::MAX))]
     pub memory_max: usize,
+
+    /// Memory for what was lately read from the store: inboxes and messages of those who come back, indexes, filters. The
+    /// kernel keeps the files in its own cache as well; more than a few MiB helps where that is short.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB",
+          value_parser = byte_size(256 * KIB..=usize::MAX))]
+    pub store_cache: usize,
 
     /// What is logged, to standard error: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "FILTER", default_value = "info")]

@@ -1,6 +1,7 @@
 //! Moves messages between edges and the durable queue.
 //!
-//! In reading order, which is also the way a message travels: [`link`] takes frames from an edge, [`owner`]
+//! In reading order, which is also the way a message travels: [`link`] takes frames from an edge
+//! (over TLS: [`link_tls`]), [`owner`]
 //! brings them to the [`hub`] of a partition, which decides; [`queue`] makes durable what it appends;
 //! [`inbox`] and [`delivery`] bring it to the devices that [`registry`] knows; [`outgoing`] takes it back to
 //! the edge. [`store`] keeps what outlives a checkpoint. [`hub`] and everything below it is free of I/O.
@@ -15,6 +16,7 @@ pub mod hub;
 pub mod inbox;
 pub mod limits;
 pub mod link;
+pub mod link_tls;
 pub mod metrics;
 pub mod outgoing;
 pub mod owner;

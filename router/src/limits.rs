@@ -90,6 +90,12 @@ pub const DEPARTED_SOON: usize = 1_024;
 pub const DEPARTED_INTERVAL_MS: u64 = 1_000;
 /// And how many they take along; a sixteenth of all when that is more, so that it keeps up with any rate.
 pub const DEPARTED_PER_CHECKPOINT: usize = 1_024;
+/// Devices of a partition that have left and are not recorded may take the place of connections that were there in
+/// the last minute or two, and this share of those more: past it they are recorded at once, every
+/// [`DEPARTED_INTERVAL_MS`].
+pub const DEPARTED_SHARE: usize = 32;
+/// And so many more where there are few.
+pub const DEPARTED_MIN: usize = 16;
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
 pub const INBOX_IDLE_MS: u64 = 30_000;
 

@@ -33,6 +33,8 @@ use crate::registry::{EdgeId, Session};
 const PROTOCOL: u32 = 1;
 /// Space that is kept ready for reading, in bytes.
 const READ_BYTES: usize = 64 * 1024;
+/// How a handshake of TLS begins (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: [u8; 3] = [0x16, 0x03, 0x01];
 /// How long the last bytes of a link may take.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -160,7 +162,7 @@ impl Link<'_> {
     }
 
     async fn run(&mut self) -> Result<std::convert::Infallible, End> {
-        let first = timeout(limits::HELLO_TIMEOUT, self.frames.next());
+        let first = timeout(limits::HELLO_TIMEOUT, self.frames.first());
         let mut messages = decode(first.await.map_err(|_| End::Silent)??)?.into_iter();
         self.heard_at = Instant::now();
         match messages.next() {
@@ -310,6 +312,19 @@ struct FrameReader {
 }
 
 impl FrameReader {
+    /// The body of the first frame, unless the stream begins with a handshake of TLS: as the length of a frame that is
+    /// more than any Hello has, and would be waited for.
+    async fn first(&mut self) -> Result<Bytes, End> {
+        while self.buffer.len() < LENGTH_BYTES {
+            self.fill().await?;
+        }
+        if self.buffer.starts_with(&TLS_HANDSHAKE) {
+            let text = "it speaks TLS, for which --link-tls-cert has to be given";
+            return Err(End::Protocol(text.to_owned()));
+        }
+        self.next().await
+    }
+
     /// The body of the next frame. Loses nothing when it is dropped while it waits.
     async fn next(&mut self) -> Result<Bytes, End> {
         loop {
@@ -321,12 +336,17 @@ impl FrameReader {
                 Ok(None) => {}
                 Err(error) => return Err(End::Protocol(error.to_string())),
             }
-            self.buffer.reserve(READ_BYTES);
-            match self.reader.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err(End::Closed),
-                Ok(_) => {}
-                Err(error) => return Err(End::Failed(error.kind())),
-            }
+            self.fill().await?;
+        }
+    }
+
+    /// Reads some bytes more.
+    async fn fill(&mut self) -> Result<(), End> {
+        self.buffer.reserve(READ_BYTES);
+        match self.reader.read_buf(&mut self.buffer).await {
+            Ok(0) => Err(End::Closed),
+            Ok(_) => Ok(()),
+            Err(error) => Err(End::Failed(error.kind())),
         }
     }
 }
@@ -341,7 +361,7 @@ async fn write(mut writer: Writer, outgoing: Arc<Outgoing>) {
             () = outgoing.closed() => break,
         }
         tokio::select! {
-            written = writer.write_all(&bytes) => {
+            written = write_through(&mut writer, &bytes) => {
                 if written.is_err() {
                     // The reader finds out for itself, or the lease does.
                     outgoing.close();
@@ -357,6 +377,12 @@ async fn write(mut writer: Writer, outgoing: Arc<Outgoing>) {
         }
     }
     let _ = timeout(LAST_WRITE_TIMEOUT, writer.shutdown()).await;
+}
+
+/// Also out of the buffers of a writer that has some, as that of TLS.
+async fn write_through(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }
 
 #[expect(clippy::disallowed_methods, reason = "a link is the rim: heartbeats carry the time")]

@@ -1,5 +1,7 @@
 //! The router process: arguments, start, signals, stop.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+mod heap;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -11,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    heap::settle();
     let config = Config::from_process();
     let filter = match EnvFilter::try_new(&config.log) {
         Ok(filter) => filter,

@@ -14,7 +14,7 @@ use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -25,6 +25,7 @@ use crate::health::{Health, Part};
 use crate::hub::{Effects, Event, Hub, Now};
 use crate::limits;
 use crate::link::{Links, Reader, Writer};
+use crate::link_tls::LinkTls;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
 use crate::queue::committer::{Committer, Request, replay};
@@ -54,6 +55,7 @@ fn usage(knob: &str, problem: impl std::fmt::Display) -> StartError {
 pub struct Server {
     config: Config,
     listeners: Vec<Listener>,
+    link_tls: Option<LinkTls>,
     admin: TcpListener,
     data: Data,
 }
@@ -65,11 +67,12 @@ enum Listener {
 }
 
 impl Server {
-    /// Locks and opens the data folder, binds every address and replays the log.
+    /// Reads the certificates of links, binds every address, locks and opens the data folder and replays the log.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let link_tls = LinkTls::load(&config).map_err(StartError::Usage)?;
         let mut listeners = Vec::new();
         for listen in &config.listen {
             listeners.push(Listener::bind(listen).await?);
@@ -81,7 +84,7 @@ impl Server {
         let data = tokio::task::spawn_blocking(move || Data::open(&opening))
             .await
             .map_err(|error| StartError::Failed(format!("opening the data folder: {error}")))??;
-        Ok(Self { config, listeners, admin, data })
+        Ok(Self { config, listeners, link_tls, admin, data })
     }
 
     /// Addresses that edges can connect to, with the ports that were chosen for port 0.
@@ -121,7 +124,8 @@ impl Server {
             tokio::spawn(admin::serve(self.admin, Arc::clone(&metrics), Arc::clone(&health)));
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(listener, Arc::clone(&links), stopped.clone()));
+            let tls = self.link_tls.clone();
+            accepting.spawn(accept(listener, tls, Arc::clone(&links), stopped.clone()));
         }
         stop.await;
         tracing::info!("stopping");
@@ -159,41 +163,72 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> std::io::Result<(Reader, Writer, String)> {
+    async fn accept(&self) -> std::io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok(split_tcp(stream, peer.to_string()))
+                // Batches are built here; the kernel shall not wait for more.
+                let _ = stream.set_nodelay(true);
+                Ok(Accepted::Tcp(stream, peer.to_string()))
             }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
+            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// A link of which nothing has been heard.
+enum Accepted {
+    Tcp(TcpStream, String),
+    Unix(UnixStream),
+}
+
+impl Accepted {
+    /// Its halves and its name for the log, when the handshake is done where there is one.
+    async fn open(self, tls: Option<&LinkTls>) -> Option<(Reader, Writer, String)> {
+        match (self, tls) {
+            (Self::Tcp(stream, peer), Some(tls)) => match tls.accept(stream).await {
+                Ok(stream) => {
+                    let (reader, writer) = tokio::io::split(stream);
+                    Some((Box::new(reader), Box::new(writer), peer))
+                }
+                Err(reason) => {
+                    tracing::warn!(peer, "no TLS with an edge: {reason}");
+                    None
+                }
+            },
+            (Self::Tcp(stream, peer), None) => {
                 let (reader, writer) = stream.into_split();
-                Ok((Box::new(reader), Box::new(writer), "unix".to_owned()))
+                Some((Box::new(reader), Box::new(writer), peer))
+            }
+            (Self::Unix(stream), _) => {
+                let (reader, writer) = stream.into_split();
+                Some((Box::new(reader), Box::new(writer), "unix".to_owned()))
             }
         }
     }
 }
 
-fn split_tcp(stream: TcpStream, peer: String) -> (Reader, Writer, String) {
-    // Batches are built here; the kernel shall not wait for more.
-    let _ = stream.set_nodelay(true);
-    let (reader, writer) = stream.into_split();
-    (Box::new(reader), Box::new(writer), peer)
-}
-
 /// Accepts links until it is time to stop, then ends them.
-async fn accept(listener: Listener, links: Arc<Links>, mut stopped: watch::Receiver<bool>) {
+async fn accept(
+    listener: Listener,
+    tls: Option<LinkTls>,
+    links: Arc<Links>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(limits::LINKS_MAX));
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((reader, writer, peer)) => {
+                Ok(accepted) => {
                     let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
                     links.ways.metrics.links_accepted.inc();
-                    let links = Arc::clone(&links);
+                    let (links, tls) = (Arc::clone(&links), tls.clone());
                     serving.spawn(async move {
-                        links.serve(reader, writer, peer).await;
+                        match accepted.open(tls.as_ref()).await {
+                            Some((reader, writer, peer)) => links.serve(reader, writer, peer).await,
+                            None => drop(links.ways.metrics.links_ended.inc()),
+                        }
                         drop(place);
                     });
                 }
@@ -256,7 +291,8 @@ impl Data {
             Err(TryLockError::WouldBlock) => return Err(problem(&"another router uses it")),
             Err(TryLockError::Error(error)) => return Err(problem(&error)),
         }
-        let store = DiskStore::open(&folder.join("store"), config.partitions, fastrand::u64(..))
+        let (place, seed) = (folder.join("store"), fastrand::u64(..));
+        let store = DiskStore::open(&place, config.partitions, seed, config.store_cache as u64)
             .map_err(|error| match error {
                 OpenError::Partitions { stored } => usage(
                     "--partitions",

@@ -20,15 +20,16 @@ use super::{read, unix_seconds};
 /// A certificate with its key and the DNS names that it is for.
 pub(super) type Named = (Arc<CertifiedKey>, Vec<String>);
 
-/// Reads one certificate and its key; tells until when it is valid.
+/// Reads one certificate and its key, which these knobs name; tells until when it is valid.
 pub(super) fn certificate(
+    [cert_knob, key_knob]: [&str; 2],
     cert: &Path,
     key: &Path,
     provider: &CryptoProvider,
     now: SystemTime,
 ) -> Result<(Named, SystemTime), UsageError> {
-    let refuse = |reason: String| UsageError(format!("--tls-cert: {} {reason}", cert.display()));
-    let chain = certificates("--tls-cert", cert, &read("--tls-cert", cert)?)?;
+    let refuse = |reason: String| UsageError(format!("{cert_knob}: {} {reason}", cert.display()));
+    let chain = certificates(cert_knob, cert, &read(cert_knob, cert)?)?;
     let Some(own) = chain.first() else {
         return Err(refuse(
             "has no certificate in it; wanted is PEM, the server's own first".into(),
@@ -37,24 +38,27 @@ pub(super) fn certificate(
     let (_, parsed) = parse_x509_certificate(own)
         .map_err(|error| refuse(format!("does not begin with an X.509 certificate: {error}")))?;
     let (names, expires) = (dns_names(&parsed), check_validity(&parsed, now).map_err(refuse)?);
-    let certified = CertifiedKey::from_der(chain, private_key(key)?, provider);
+    let certified = CertifiedKey::from_der(chain, private_key(key_knob, key)?, provider);
     let certified = certified.map_err(|error| {
         let key = key.display();
         UsageError(if error == Error::InconsistentKeys(InconsistentKeys::KeyMismatch) {
-            format!("--tls-key: {key} is not the key of the certificate in {}", cert.display())
+            format!("{key_knob}: {key} is not the key of the certificate in {}", cert.display())
         } else {
-            format!("--tls-key: {key} cannot be used: {error}")
+            format!("{key_knob}: {key} cannot be used: {error}")
         })
     })?;
     Ok(((Arc::new(certified), names), expires))
 }
 
-/// The authorities in `text`, which is the PEM file at `path`.
-pub(super) fn authorities(path: &Path, text: &[u8]) -> Result<RootCertStore, UsageError> {
-    let refuse =
-        |reason: String| UsageError(format!("--tls-client-ca: {} {reason}", path.display()));
+/// The authorities in `text`, which is the PEM file at `path` that the knob names.
+pub(super) fn authorities(
+    knob: &str,
+    path: &Path,
+    text: &[u8],
+) -> Result<RootCertStore, UsageError> {
+    let refuse = |reason: String| UsageError(format!("{knob}: {} {reason}", path.display()));
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("--tls-client-ca", path, text)? {
+    for certificate in certificates(knob, path, text)? {
         roots
             .add(certificate)
             .map_err(|error| refuse(format!("has a certificate that cannot be used: {error}")))?;
@@ -75,14 +79,14 @@ fn certificates(
         .map_err(|error| UsageError(format!("{knob}: {} is broken PEM: {error}", path.display())))
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, UsageError> {
-    let text = read("--tls-key", path)?;
+fn private_key(knob: &str, path: &Path) -> Result<PrivateKeyDer<'static>, UsageError> {
+    let text = read(knob, path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
         let path = path.display();
         UsageError(if matches!(error, pem::Error::NoItemsFound) {
-            format!("--tls-key: {path} has no private key in it; wanted is PEM, without a password")
+            format!("{knob}: {path} has no private key in it; wanted is PEM, without a password")
         } else {
-            format!("--tls-key: {path} is broken PEM: {error}")
+            format!("{knob}: {path} is broken PEM: {error}")
         })
     })
 }

@@ -25,6 +25,10 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("listen", Change::Restart),
     ("admin", Change::Restart),
     ("router", Change::Restart),
+    ("router_tls_ca", Change::Restart),
+    ("router_tls_cert", Change::Restart),
+    ("router_tls_key", Change::Restart),
+    ("router_tls_name", Change::Restart),
     ("edge_id", Change::Restart),
     ("region", Change::Restart),
     // Rings, tables of sockets and buffers are as large as they are.

@@ -19,5 +19,6 @@ pub fn check(config: &Config) -> Result<(), UsageError> {
     if config.tls.is_on() {
         certs::load(&config.tls)?;
     }
+    certs::router(&config.link_tls, &config.router)?;
     Ok(())
 }

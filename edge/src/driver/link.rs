@@ -2,6 +2,9 @@
 //!
 //! Each attempt has a number and buffers of its own, which live until the kernel has finished with all that was
 //! submitted for it: what a broken link leaves behind cannot touch the next one.
+//!
+//! With TLS, what the uplink gives to send is sealed here at once and kept until all of it is out, so that both look the
+//! same to the uplink.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,6 +14,8 @@ use std::path::PathBuf;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::ring::Ring;
+use crate::link_tls::{LinkTls, Received};
+use crate::uplink::LinkError;
 
 /// Bytes taken from the router at once.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -44,8 +49,12 @@ pub(super) struct LinkSocket {
     attempt: u32,
     socket: Socket,
     address: SockAddr,
+    tls: Option<LinkTls>,
     receive_buffer: Box<[u8]>,
+    /// What the kernel sends.
     send_buffer: Option<Vec<u8>>,
+    /// What the uplink gave to send, where that was sealed into other buffers.
+    sealed: Option<Vec<u8>>,
     connecting: bool,
     receiving: bool,
 }
@@ -55,6 +64,7 @@ impl LinkSocket {
     pub(super) fn connect(
         ring: &mut Ring,
         address: &LinkAddress,
+        tls: Option<LinkTls>,
         attempt: u32,
     ) -> io::Result<Box<Self>> {
         let address = address.pick(attempt)?;
@@ -66,8 +76,10 @@ impl LinkSocket {
             attempt,
             socket,
             address,
+            tls,
             receive_buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             send_buffer: None,
+            sealed: None,
             connecting: true,
             receiving: false,
         });
@@ -96,20 +108,82 @@ impl LinkSocket {
         ring.link_receive(self.attempt, self.socket.as_fd(), &mut self.receive_buffer);
     }
 
-    /// The bytes of a completed receive.
-    pub(super) fn received(&mut self, bytes: usize) -> &[u8] {
+    /// What a completed receive brought.
+    pub(super) fn received(
+        &mut self,
+        result: Result<usize, i32>,
+    ) -> Result<Received<'_>, LinkError> {
         self.receiving = false;
-        self.receive_buffer.get(..bytes).unwrap_or_default()
+        let ended = match result {
+            Ok(0) => LinkError::Closed,
+            Ok(bytes) => {
+                let bytes = self.receive_buffer.get(..bytes).unwrap_or_default();
+                return match &mut self.tls {
+                    Some(tls) => tls.handle_received(bytes),
+                    None => Ok(Received { opened: false, bytes }),
+                };
+            }
+            Err(errno) => LinkError::Socket(errno),
+        };
+        Err(match &self.tls {
+            Some(tls) => tls.handle_closed(ended),
+            None => ended,
+        })
     }
 
+    /// Whether TLS is spoken here, so that the uplink has to wait for its handshake.
+    pub(super) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Sends what the uplink gave. One at a time.
     pub(super) fn send(&mut self, ring: &mut Ring, buffer: Vec<u8>) {
+        match &mut self.tls {
+            Some(tls) => {
+                tls.write(&buffer);
+                self.sealed = Some(buffer);
+                self.flush(ring);
+            }
+            None => self.submit(ring, buffer),
+        }
+    }
+
+    /// Sends what TLS has to say, unless something is on its way.
+    pub(super) fn flush(&mut self, ring: &mut Ring) {
+        if self.send_buffer.is_some() || self.connecting {
+            return;
+        }
+        let Some(tls) = &mut self.tls else { return };
+        let sealed = tls.poll_transmit();
+        if !sealed.is_empty() {
+            self.submit(ring, sealed);
+        }
+    }
+
+    fn submit(&mut self, ring: &mut Ring, buffer: Vec<u8>) {
         let buffer = self.send_buffer.insert(buffer);
         ring.link_send(self.attempt, self.socket.as_fd(), buffer);
     }
 
-    /// The buffer of a completed send.
-    pub(super) fn sent(&mut self) -> Option<Vec<u8>> {
-        self.send_buffer.take()
+    /// A send of so many bytes has completed, or failed. When that was the last of what the uplink gave, or nothing more is
+    /// sent because the link is not `live`, answers its buffer and what became of it.
+    pub(super) fn sent(
+        &mut self,
+        result: Result<usize, i32>,
+        live: bool,
+    ) -> Option<(Vec<u8>, Result<(), i32>)> {
+        let buffer = self.send_buffer.take()?;
+        let result = match result {
+            Ok(sent) if sent == buffer.len() => Ok(()),
+            Ok(_) => Err(libc::EPIPE),
+            Err(errno) => Err(errno),
+        };
+        match &self.tls {
+            None => Some((buffer, result)),
+            // What was sealed meanwhile follows, and then the buffer is given back.
+            Some(tls) if live && result.is_ok() && tls.wants_transmit() => None,
+            Some(_) => self.sealed.take().map(|buffer| (buffer, result)),
+        }
     }
 
     /// Makes all that is in the ring for this socket complete soon.

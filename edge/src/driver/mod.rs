@@ -34,12 +34,13 @@ use io_uring::types::Timespec;
 use self::link::LinkSocket;
 use self::ring::{Completion, LinkEvent, Ring};
 use crate::conn::{CloseReason, Peer};
+use crate::link_tls::{LinkTls, LinkTlsConfig};
 use crate::mesh::{Mesh, UPLINK_SHARD};
 use crate::plan;
 use crate::shard::{Event, Output, Shard};
 use crate::shares::{Arrival, Shares};
 use crate::timer::{Now, TICK, Tick};
-use crate::uplink::{LinkState, Uplink, UplinkOutput};
+use crate::uplink::{LinkError, LinkState, Uplink, UplinkOutput};
 
 pub use self::dialer::{DIALER_SLOTS_MAX, Dialed, Dialer};
 pub use self::heap::settle_heap;
@@ -68,6 +69,8 @@ pub struct LinkEnd {
     pub uplink: Uplink,
     /// Where the router is.
     pub address: LinkAddress,
+    /// How to shake hands with it, where TLS is spoken.
+    pub tls: Option<LinkTlsConfig>,
     /// Read by the health check.
     pub up: Arc<AtomicBool>,
 }
@@ -442,28 +445,29 @@ impl Driver {
         match event {
             LinkEvent::Connected(result) => {
                 socket.connected();
-                if live {
+                // With TLS it is connected when the handshake is done.
+                if live && (result.is_err() || !socket.has_tls()) {
                     end.uplink.handle_connected(now, result);
                 }
             }
-            LinkEvent::Received(result) => {
-                let bytes = socket.received(*result.as_ref().unwrap_or(&0));
-                match result {
-                    Ok(1..) if live => end.uplink.handle_received(now, &self.mesh, bytes),
-                    Ok(_) if live => end.uplink.handle_closed(now, 0),
-                    Err(errno) if live => end.uplink.handle_closed(now, errno),
-                    Ok(_) | Err(_) => {}
+            LinkEvent::Received(result) => match socket.received(result) {
+                Ok(received) if live => {
+                    if received.opened {
+                        end.uplink.handle_connected(now, Ok(()));
+                    }
+                    end.uplink.handle_received(now, &self.mesh, received.bytes);
+                }
+                Err(error) if live => end.uplink.handle_failed(now, error),
+                Ok(_) | Err(_) => {}
+            },
+            LinkEvent::Sent(result) => {
+                if let Some((buffer, result)) = socket.sent(result, live) {
+                    end.uplink.handle_sent(now, &self.mesh, buffer, result);
                 }
             }
-            LinkEvent::Sent(result) => {
-                let Some(buffer) = socket.sent() else { return };
-                let result = match result {
-                    Ok(sent) if sent == buffer.len() => Ok(()),
-                    Ok(_) => Err(libc::EPIPE),
-                    Err(errno) => Err(errno),
-                };
-                end.uplink.handle_sent(now, &self.mesh, buffer, result);
-            }
+        }
+        if live {
+            socket.flush(&mut self.ring);
         }
         self.dying.retain(|socket| !socket.is_quiet());
     }
@@ -489,12 +493,16 @@ impl Driver {
                 }
                 UplinkOutput::Connect => {
                     self.attempts = self.attempts.wrapping_add(1);
-                    match LinkSocket::connect(&mut self.ring, &end.address, self.attempts) {
+                    let tls = end.tls.as_ref().map(LinkTls::new).transpose();
+                    let socket = tls.and_then(|tls| {
+                        LinkSocket::connect(&mut self.ring, &end.address, tls, self.attempts)
+                            .map_err(|e| {
+                                LinkError::Socket(e.raw_os_error().unwrap_or(libc::EINVAL))
+                            })
+                    });
+                    match socket {
                         Ok(socket) => self.socket = Some(socket),
-                        Err(error) => {
-                            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-                            end.uplink.handle_connected(now, Err(errno));
-                        }
+                        Err(error) => end.uplink.handle_failed(now, error),
                     }
                 }
                 UplinkOutput::Send(buffer) => match &mut self.socket {

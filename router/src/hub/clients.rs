@@ -75,6 +75,7 @@ impl Hub {
                 return;
             }
         }
+        self.note_connections(now);
         if presence == Presence::Blank {
             if register.answer {
                 let resumed = register.cursor.unwrap_or(0) == 0;

@@ -14,11 +14,11 @@ use crate::inbox::{Device, Inbox};
 use crate::limits;
 use crate::queue::Offset;
 use crate::record::{CursorRecord, Kind, MessageRecord, Record, SendKey};
-use crate::registry::UnrecordedDevice;
+use crate::registry::{UnrecordedDevice, Until};
 use crate::store::{Accepted, Checkpoint, InboxChange, StoreError};
 
 /// A table of inboxes with room for no more than this is left alone.
-const TABLE_ENTRIES_MIN: usize = 256;
+const TABLE_ENTRIES_MIN: usize = 16;
 
 /// What changed, and what is being written.
 #[derive(Debug, Default)]
@@ -34,6 +34,9 @@ pub(super) struct Saving {
     /// Bytes of messages taken in since the last checkpoint was begun.
     bytes: usize,
     flushed_at_ms: u64,
+    most: Most,
+    /// When the last checkpoint was begun.
+    begun_at_ms: u64,
     /// When the next checkpoint may begin.
     due_at_ms: u64,
     /// Not before this, since the last one failed.
@@ -51,6 +54,28 @@ struct InProgress {
     recorded: Vec<Box<str>>,
     sends: AHashMap<SendKey, Accepted>,
     bytes: usize,
+}
+
+/// The most connections of the last minute or two.
+#[derive(Debug, Default)]
+struct Most {
+    now: usize,
+    before: usize,
+    turns_at_ms: u64,
+}
+
+impl Most {
+    fn note(&mut self, mono_ms: u64, connections: usize) {
+        if mono_ms >= self.turns_at_ms {
+            self.before = std::mem::take(&mut self.now);
+            self.turns_at_ms = mono_ms + limits::UNRECORDED_MS as u64;
+        }
+        self.now = self.now.max(connections);
+    }
+
+    fn get(&self) -> usize {
+        self.now.max(self.before)
+    }
 }
 
 impl Saving {
@@ -109,9 +134,15 @@ impl Hub {
             self.flush_cursors(out);
         }
         self.sweep_registry(now);
+        self.note_connections(now);
         if self.is_checkpoint_due(now) {
             self.save(now, Extent::Due, out);
         }
+    }
+
+    /// To be called when there may be more connections than before, and now and then.
+    pub(super) fn note_connections(&mut self, now: Now) {
+        self.saving.most.note(now.mono_ms, self.registry.connections());
     }
 
     fn is_checkpoint_due(&mut self, now: Now) -> bool {
@@ -122,11 +153,22 @@ impl Hub {
             saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS / 2 + spread;
         }
         let full = saving.bytes >= self.config.memory_bytes_max;
-        now.mono_ms >= saving.retry_at_ms && (now.mono_ms >= saving.due_at_ms || full)
+        let soon = now.mono_ms >= saving.begun_at_ms + limits::DEPARTED_INTERVAL_MS;
+        let is_time = now.mono_ms >= saving.due_at_ms || full || soon && self.departed_over() > 0;
+        now.mono_ms >= self.saving.retry_at_ms && is_time
+    }
+
+    /// How many more devices have left than may wait to be recorded.
+    fn departed_over(&self) -> usize {
+        let most = self.saving.most.get();
+        let places = most + most / limits::DEPARTED_SHARE + limits::DEPARTED_MIN;
+        let taken = self.registry.connections() + self.registry.departed();
+        taken.saturating_sub(places).min(self.registry.departed())
     }
 
     /// Begins a checkpoint, unless one is on its way or nothing changed.
     pub(super) fn save(&mut self, now: Now, extent: Extent, out: &mut Effects) {
+        self.saving.begun_at_ms = now.mono_ms;
         self.saving.due_at_ms = now.mono_ms + limits::CHECKPOINT_INTERVAL_MS;
         if self.saving.in_progress.is_some() {
             return;
@@ -170,15 +212,17 @@ impl Hub {
     /// when a million come at once, and faster the more have left, because those take memory until then.
     fn unrecorded(&mut self, now: Now, extent: Extent) -> Vec<UnrecordedDevice> {
         match extent {
-            Extent::All => self.registry.next_unrecorded(i64::MAX, usize::MAX),
+            Extent::All => self.registry.next_unrecorded(Until::EVER, usize::MAX),
             Extent::Due => {
                 let count = if self.registry.departed() > limits::DEPARTED_SOON {
                     limits::DEPARTED_PER_CHECKPOINT.max(self.registry.departed() / 16)
                 } else {
                     limits::RECORDED_PER_CHECKPOINT
                 };
-                let until_ms = now.unix_ms.saturating_sub(limits::UNRECORDED_MS);
-                self.registry.next_unrecorded(until_ms, count)
+                let over = self.departed_over();
+                let came_ms = now.unix_ms.saturating_sub(limits::UNRECORDED_MS);
+                let until = Until { came_ms, left_ms: came_ms, others: over };
+                self.registry.next_unrecorded(until, count)
             }
         }
     }
@@ -229,7 +273,7 @@ impl Hub {
         let users = users.unwrap_or_default();
         for user in &users {
             let used_at_ms = self.users.get(user.as_str()).map_or(0, |inbox| inbox.used_at_ms);
-            if self.load(now, user).is_err() {
+            if !self.holds_messages(user) || self.load(now, user).is_err() {
                 continue;
             }
             self.expire_stored(now, user, out);
@@ -240,6 +284,17 @@ impl Hub {
         }
         if users.len() == limits::SWEEP_INBOXES {
             self.saving.swept = users.into_iter().next_back().unwrap_or_default();
+        }
+    }
+
+    /// Whether messages wait in an inbox, which is not brought into memory for that: most are empty.
+    fn holds_messages(&self, user: &str) -> bool {
+        match self.users.get(user) {
+            Some(inbox) => inbox.floor() < inbox.next(),
+            None => {
+                let stored = self.stored(user);
+                matches!(stored, Ok(Some(record)) if record.floor.max(1) < record.next)
+            }
         }
     }
 

@@ -541,6 +541,43 @@ fn what_an_edge_had_goes_in_steps_and_deliveries_go_on_between() {
 }
 
 #[test]
+fn those_who_left_wait_in_the_place_of_those_who_were_there_and_no_more_of_them_wait() {
+    const CONNECTIONS: u64 = 1_000;
+    let mut world = World::new();
+    for number in 0..CONNECTIONS {
+        world.register(number, &format!("user {number}"), None);
+    }
+    world.pass(100);
+    let taken = |world: &World| world.hub.connections() + world.hub.registry.departed();
+    // For every one who leaves a newcomer comes: they would be 60,000 before the first is due by the clock.
+    for number in CONNECTIONS..20 * CONNECTIONS {
+        let (connection, user) = (number - CONNECTIONS, format!("user {}", number - CONNECTIONS));
+        world.link(Inbound::Unregister(Unregister { connection, user }));
+        world.register(number, &format!("user {number}"), None);
+        if number % 100 == 0 {
+            world.pass(100);
+            world.write_checkpoints();
+            let places = CONNECTIONS as usize * 33 / 32 + limits::DEPARTED_MIN;
+            let of_an_interval = limits::DEPARTED_INTERVAL_MS as usize + 200;
+            assert!(taken(&world) <= places + of_an_interval, "{}", taken(&world));
+        }
+    }
+    let before = world.hub.registry.departed();
+    // All leave at once, and nobody comes: they wait for their minute.
+    for number in 19 * CONNECTIONS..20 * CONNECTIONS {
+        let user = format!("user {number}");
+        world.link(Inbound::Unregister(Unregister { connection: number, user }));
+    }
+    world.pass(limits::UNRECORDED_MS as u64 / 2);
+    world.write_checkpoints();
+    let departed = world.hub.registry.departed();
+    assert!(
+        (CONNECTIONS as usize..before + CONNECTIONS as usize).contains(&departed),
+        "{departed}"
+    );
+}
+
+#[test]
 fn an_acknowledgement_of_what_an_earlier_session_delivered_counts() {
     let mut world = World::new();
     for id in 0..3 {

@@ -5,7 +5,9 @@ use hashbrown::HashTable;
 
 use super::programs::Programs;
 use super::slots::{Mark, NOWHERE, Place, Slot, Slots};
-use super::{ConnectionRef, EdgeId, Known, Outcome, Registration, Session, UnrecordedDevice};
+use super::{
+    ConnectionRef, EdgeId, Known, Outcome, Registration, Session, UnrecordedDevice, Until,
+};
 
 /// The index gives memory back when this many times more entries would fit than there are.
 const SLACK_MAX: usize = 8;
@@ -216,8 +218,8 @@ impl Registry {
         }
     }
 
-    /// The next unrecorded devices that came or went before `until_ms`, at most `count`; goes round and round.
-    pub fn next_unrecorded(&mut self, until_ms: i64, count: usize) -> Vec<UnrecordedDevice> {
+    /// The next unrecorded devices that are due, at most `count`; goes round and round.
+    pub fn next_unrecorded(&mut self, mut until: Until, count: usize) -> Vec<UnrecordedDevice> {
         let mut found = Vec::new();
         if self.unrecorded == 0 {
             return found;
@@ -228,7 +230,17 @@ impl Registry {
             }
             self.searched = (self.searched + 1) % self.slots.len();
             let slot = self.slots.get(self.searched as Place);
-            if slot.mark != Mark::Recorded && slot.at_ms <= until_ms {
+            let is_due = match slot.mark {
+                Mark::Recorded => false,
+                Mark::Unrecorded => slot.at_ms <= until.came_ms,
+                Mark::Departed if slot.at_ms <= until.left_ms => true,
+                Mark::Departed => {
+                    let is_one = until.others > 0;
+                    until.others -= usize::from(is_one);
+                    is_one
+                }
+            };
+            if is_due {
                 found.push(UnrecordedDevice {
                     user: slot.user().into(),
                     device: slot.device().into(),
@@ -544,14 +556,17 @@ mod tests {
         assert_eq!((registry.connections(), registry.departed()), (0, 1));
         assert_eq!(registry.of_device("bob", "phone"), None);
         assert!(!registry.is_known("bob", connection(EDGE, 1)));
-        assert_eq!(registry.next_unrecorded(LATER_MS - 1, 9), []);
-        assert_eq!(registry.next_unrecorded(LATER_MS, 9)[0].seen_at_ms, LATER_MS);
+        let not_yet = Until { came_ms: LATER_MS, left_ms: LATER_MS - 1, others: 0 };
+        assert_eq!(registry.next_unrecorded(not_yet, 9), []);
+        assert_eq!(registry.next_unrecorded(Until { others: 1, ..not_yet }, 9).len(), 1);
+        let left = registry.next_unrecorded(Until { left_ms: LATER_MS, ..not_yet }, 9);
+        assert_eq!(left[0].seen_at_ms, LATER_MS);
 
         assert_eq!(registry.register(&unrecorded(2)), Outcome::Registered);
         assert_eq!((registry.connections(), registry.departed()), (1, 0));
         registry.note_recorded("bob");
         assert_eq!(registry.unrecorded("bob"), None);
-        assert!(registry.next_unrecorded(i64::MAX, 9).is_empty());
+        assert!(registry.next_unrecorded(Until::EVER, 9).is_empty());
         assert!(registry.unregister(LATER_MS, "bob", connection(EDGE, 2)));
         assert_eq!((registry.connections(), registry.departed()), (0, 0));
 
@@ -571,7 +586,9 @@ mod tests {
         }
         let mut found = Vec::new();
         for _ in 0..3 {
-            found.extend(registry.next_unrecorded(0, 2).into_iter().map(|device| device.user));
+            found.extend(
+                registry.next_unrecorded(Until::EVER, 2).into_iter().map(|device| device.user),
+            );
         }
         assert_eq!(found[5], found[0]);
         found.truncate(5);

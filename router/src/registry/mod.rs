@@ -95,6 +95,22 @@ pub struct UnrecordedDevice {
     pub seen_at_ms: i64,
 }
 
+/// Which unrecorded devices are due, in milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Until {
+    /// Connected ones, when they came before this.
+    pub came_ms: i64,
+    /// Departed ones, when they left before this.
+    pub left_ms: i64,
+    /// So many other departed ones, whenever they left.
+    pub others: usize,
+}
+
+impl Until {
+    /// All of them.
+    pub const EVER: Self = Self { came_ms: i64::MAX, left_ms: i64::MAX, others: 0 };
+}
+
 /// What became of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {

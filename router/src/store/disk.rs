@@ -11,13 +11,18 @@
 //! Numbers in keys and values are big-endian unless said otherwise. Sends have a keyspace a day, so that
 //! forgetting them is dropping one. A fjall database that failed to write stays poisoned; it is opened
 //! again at the next commit.
+//!
+//! Memory is bounded whatever is stored: the tables in memory by their sizes below, and everything that is read, also
+//! the indexes and filters of tables on disk, lies in one cache. A keyspace keeps the options it was made with.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
+use fjall::compaction::Leveled;
+use fjall::config::{PartitioningPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
 use super::{Accepted, Checkpoint, Store, StoreError};
@@ -28,11 +33,18 @@ use crate::record::SendKey;
 const FORMAT: u64 = 1;
 /// Most that fjall's journals may take, in bytes, before it flushes what they hold.
 const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Memory for blocks read from disk, in bytes.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
-/// Inboxes that changed are held in memory up to this many bytes, then written as a table. Small, because a
-/// million devices that are recorded for the first time would fill any.
-const INBOXES_TABLE_BYTES: u64 = 8 * 1024 * 1024;
+/// What changed in a keyspace is held in memory up to so many bytes, by fjall's count, then written as a table. While that
+/// is written as many may gather again, and the allocator takes half as much on top.
+///
+/// Inboxes: small, because a million devices that are recorded for the first time would fill any.
+const INBOXES_TABLE_BYTES: u64 = 256 * 1024;
+/// An offset a partition, but each checkpoint's is one entry more.
+const META_TABLE_BYTES: u64 = 64 * 1024;
+/// Messages and sends: filled by traffic alone, which at full speed writes one a second.
+const TRAFFIC_TABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// Tables on disk are this many times larger than those in memory: each time four of these have gathered they are merged
+/// with the first level, four tables, so that is how often an entry is written there.
+const TABLE_RATIO: u64 = 8;
 const SENDS_PREFIX: &str = "sends-";
 
 /// Why a store was not opened.
@@ -74,6 +86,7 @@ impl From<fjall::Error> for StoreError {
 pub struct DiskStore {
     folder: PathBuf,
     seed: u64,
+    cache_bytes: u64,
     open: RwLock<Option<Open>>,
     /// Set by a failed write: the next commit opens the database again.
     broken: Mutex<bool>,
@@ -86,12 +99,18 @@ impl std::fmt::Debug for DiskStore {
 }
 
 impl DiskStore {
-    /// Opens the store in `folder`, or makes one for `partitions` partitions with `seed`.
+    /// Opens the store in `folder`, or makes one for `partitions` partitions with `seed`. Of what was read lately it keeps
+    /// up to `cache_bytes` in memory.
     ///
     /// # Errors
     /// The store belongs to another configuration or release, or the disk refused.
-    pub fn open(folder: &Path, partitions: u16, seed: u64) -> Result<Self, OpenError> {
-        let open = Open::new(folder)?;
+    pub fn open(
+        folder: &Path,
+        partitions: u16,
+        seed: u64,
+        cache_bytes: u64,
+    ) -> Result<Self, OpenError> {
+        let open = Open::new(folder, cache_bytes)?;
         let meta = &open.meta;
         if meta.get("format")?.is_none() {
             let mut batch = open.database.batch().durability(Some(PersistMode::SyncAll));
@@ -118,6 +137,7 @@ impl DiskStore {
         Ok(Self {
             folder: folder.to_owned(),
             seed,
+            cache_bytes,
             open: RwLock::new(Some(open)),
             broken: Mutex::new(false),
         })
@@ -140,7 +160,7 @@ impl DiskStore {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         // First gone, then opened: the database locks its folder.
         *open = None;
-        *open = Some(Open::new(&self.folder)?);
+        *open = Some(Open::new(&self.folder, self.cache_bytes)?);
         *broken = false;
         Ok(())
     }
@@ -258,22 +278,21 @@ struct Open {
 }
 
 impl Open {
-    fn new(folder: &Path) -> Result<Self, StoreError> {
+    fn new(folder: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         let database = Database::builder(folder)
             .manual_journal_persist(true)
             .max_journaling_size(JOURNAL_BYTES_MAX)
-            .cache_size(CACHE_BYTES)
+            .cache_size(cache_bytes)
             .worker_threads(1)
             .open()?;
-        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
-        let (meta, messages) = (keyspace("meta")?, keyspace("messages")?);
-        let inboxes = database.keyspace("inboxes", || {
-            KeyspaceCreateOptions::default().max_memtable_size(INBOXES_TABLE_BYTES)
-        })?;
+        let keyspace = |name: &str, table_bytes| database.keyspace(name, || options(table_bytes));
+        let meta = keyspace("meta", META_TABLE_BYTES)?;
+        let inboxes = keyspace("inboxes", INBOXES_TABLE_BYTES)?;
+        let messages = keyspace("messages", TRAFFIC_TABLE_BYTES)?;
         let mut sends = BTreeMap::new();
         for name in database.list_keyspace_names() {
             if let Some(day) = name.strip_prefix(SENDS_PREFIX).and_then(|day| day.parse().ok()) {
-                sends.insert(day, keyspace(&name)?);
+                sends.insert(day, keyspace(&name, TRAFFIC_TABLE_BYTES)?);
             }
         }
         Ok(Self { database, meta, inboxes, messages, sends: RwLock::new(sends) })
@@ -319,7 +338,7 @@ impl Open {
             return Ok(keyspace);
         }
         let name = format!("{SENDS_PREFIX}{day}");
-        let keyspace = self.database.keyspace(&name, KeyspaceCreateOptions::default)?;
+        let keyspace = self.database.keyspace(&name, || options(TRAFFIC_TABLE_BYTES))?;
         let mut sends = self.sends.write().unwrap_or_else(PoisonError::into_inner);
         Ok(sends.entry(day).or_insert(keyspace).clone())
     }
@@ -331,6 +350,19 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// Options of a keyspace that is made with tables in memory of `table_bytes`.
+fn options(table_bytes: u64) -> KeyspaceCreateOptions {
+    let tables = Leveled::default().with_table_target_size(table_bytes * TABLE_RATIO);
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(table_bytes)
+        .compaction_strategy(Arc::new(tables))
+        // Indexes and filters in blocks of the cache, none outside of it.
+        .index_block_partitioning_policy(PartitioningPolicy::all(true))
+        .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+        .index_block_pinning_policy(PinningPolicy::disabled())
+        .filter_block_pinning_policy(PinningPolicy::disabled())
 }
 
 fn applied_key(partition: PartitionId) -> Vec<u8> {
@@ -369,8 +401,10 @@ mod tests {
     use super::super::{InboxChange, contract};
     use super::*;
 
+    const CACHE_BYTES: u64 = 1024 * 1024;
+
     fn open(folder: &TempDir, partitions: u16) -> Result<DiskStore, OpenError> {
-        DiskStore::open(folder.path(), partitions, 7)
+        DiskStore::open(folder.path(), partitions, 7, CACHE_BYTES)
     }
 
     fn checkpoint(applied: Offset) -> Checkpoint {
@@ -397,7 +431,7 @@ mod tests {
         let store = open(&folder, 8).unwrap();
         store.commit(&checkpoint(3)).unwrap();
         drop(store);
-        let store = DiskStore::open(folder.path(), 8, 99).unwrap();
+        let store = DiskStore::open(folder.path(), 8, 99, CACHE_BYTES).unwrap();
         assert_eq!(store.seed(), 7);
         assert_eq!(store.applied(1), Ok(3));
         assert_eq!(store.messages(1, "bob", 0..9, 1).unwrap().len(), 1);

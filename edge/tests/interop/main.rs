@@ -4,6 +4,8 @@
 //! check is written there, as assertions; here the processes are started, timed and ended.
 #![expect(clippy::disallowed_methods, reason = "a test of processes waits by the clock")]
 
+mod link_tls;
+
 use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -237,6 +239,16 @@ impl Server {
             listen_address(log.lines().find(|line| line.contains(ready))?)
         });
         (server, address)
+    }
+}
+
+impl Server {
+    /// Waits until its log has these words.
+    fn says(&self, words: &str) {
+        within_patience(words, || {
+            let log = std::fs::read_to_string(&self.log).expect("the log");
+            log.contains(words).then_some(())
+        });
     }
 }
 
