@@ -9,7 +9,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::hawser::{Client, Edge, Process, Router, free_address, within_patience};
+use crate::hawser::{Client, Edge, Process, Router, binary, free_address, within_patience};
 use crate::tuning;
 
 /// New clients that have to find the right edge, each of them.
@@ -44,6 +44,29 @@ fn haproxy_asks_healthz_and_gives_no_client_to_an_edge_without_a_router() {
     });
     let _crowd = scene.crowd_goes_to_the_second(haproxy.front, "health");
     assert_eq!(lame.connections(), 0);
+}
+
+#[test]
+fn haproxy_says_where_its_clients_come_from() {
+    let scene = Scene::new();
+    let edge = |name| {
+        let mut command = Command::new(binary("hawser-edge"));
+        command.args(["--proxy-protocol-from", "127.0.0.1", "--log", "info,hawser_edge=debug"]);
+        Edge::run(command, name, scene.router.link, scene.folder.path())
+    };
+    let mut edges = [edge("told1"), edge("told2")];
+    edges.iter().for_each(Edge::wait_healthy);
+    let haproxy = HaProxy::start_with(&scene, edges.each_ref(), " send-proxy-v2");
+    let clients = [1, 2].map(|n| Client::open(haproxy.front, &format!("told{n}")).unwrap());
+    // One each, by leastconn.
+    let opened = edges.each_mut().map(|edge| edge.process.says("connection is open"));
+    for client in &clients {
+        let peer = format!("peer={}", client.address());
+        assert!(opened.iter().any(|line| line.contains(&peer)), "{peer} in {opened:?}");
+    }
+    // Who goes around the balancer says no header, and is cut off.
+    let around = Client::open(edges[0].listen, "around");
+    assert!(around.is_err());
 }
 
 #[test]
@@ -102,7 +125,7 @@ fn keepalived_takes_its_configuration() {
 /// A router and two edges that are linked to it.
 struct Scene {
     edges: [Edge; 2],
-    _router: Router,
+    router: Router,
     folder: TempDir,
 }
 
@@ -111,7 +134,7 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let router = Router::start(folder.path());
         let edge = |name| Edge::start(name, router.link, folder.path());
-        let scene = Scene { edges: [edge("edge1"), edge("edge2")], _router: router, folder };
+        let scene = Scene { edges: [edge("edge1"), edge("edge2")], router, folder };
         for edge in &scene.edges {
             edge.wait_healthy();
         }
@@ -204,10 +227,15 @@ struct HaProxy {
 
 impl HaProxy {
     /// In front of these edges, which are `edge1` and `edge2` to it.
-    fn start(scene: &Scene, [first, second]: [&Edge; 2]) -> HaProxy {
+    fn start(scene: &Scene, edges: [&Edge; 2]) -> HaProxy {
+        HaProxy::start_with(scene, edges, "")
+    }
+
+    /// With more words on each edge's line.
+    fn start_with(scene: &Scene, [first, second]: [&Edge; 2], words: &str) -> HaProxy {
         let front = free_address();
         let socket = scene.folder.path().join("haproxy.sock");
-        let server = |edge: &Edge| format!("{} port {}", edge.listen, edge.admin.port());
+        let server = |edge: &Edge| format!("{} port {}{words}", edge.listen, edge.admin.port());
         let config = scene.config(
             "haproxy.cfg",
             &[

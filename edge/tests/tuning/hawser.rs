@@ -241,6 +241,11 @@ impl Client {
         Ok(client)
     }
 
+    /// Where it connects from.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// Says Connect and has its Welcome.
     pub(crate) fn connect(&mut self, token: &str) -> io::Result<Value> {
         self.say(json!({ "connect": { "token": token, "deviceId": "balanced" } }))?;
