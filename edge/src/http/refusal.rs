@@ -129,14 +129,18 @@ impl Refusal {
         let connection = if headers.contains("Upgrade: ") { "close, Upgrade" } else { "close" };
         let answer = format!(
             "HTTP/1.1 {status} {phrase}\r\nConnection: {connection}\r\n{headers}\
-             Content-Type: text/plain; charset=utf-8\r\nContent-Length: {body_bytes}\r\n\r\n\
-             {sentence}{line_end}",
+             Content-Type: text/plain; charset=utf-8\r\nContent-Length: {body_bytes}\r\n\
+             {GUARDS}\r\n{sentence}{line_end}",
             phrase = phrase(*status),
             body_bytes = sentence.len() + line_end.len(),
         );
         out.extend_from_slice(answer.as_bytes());
     }
 }
+
+/// A browser that shows the answer takes it for the text it is, and does nothing with it.
+const GUARDS: &str =
+    "X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'\r\n";
 
 const fn phrase(status: u16) -> &'static str {
     match status {
@@ -171,7 +175,9 @@ mod tests {
         let expected = "HTTP/1.1 404 Not Found\r\n\
              Connection: close\r\n\
              Content-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: 30\r\n\r\n\
+             Content-Length: 30\r\n\
+             X-Content-Type-Options: nosniff\r\n\
+             Content-Security-Policy: default-src 'none'\r\n\r\n\
              there is nothing at this path\n";
         assert_eq!(answer(Refusal::PATH), expected);
     }
