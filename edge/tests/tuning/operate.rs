@@ -273,6 +273,8 @@ fn a_reload_takes_what_can_change_names_what_waits_and_leaves_all_as_it_is_when_
 fn the_log_is_json_when_that_is_asked_for_and_its_filter_changes_at_run_time() {
     let mut scene = Scene::start("", &["--log-format=json"]);
     drop(Client::open(scene.edge.listen, "quiet").unwrap());
+    // Its end has to lie before the new filter.
+    within_patience("quiet to be gone", || (scene.edge.connections() == 0).then_some(()));
     let (status, _) = scene.ask("PUT /log", r#"{"filter": "info,hawser_edge::shard=debug"}"#);
     assert_eq!(status, 200);
     let mut alice = Client::open(scene.edge.listen, "alice").unwrap();
