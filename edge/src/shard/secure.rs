@@ -87,8 +87,7 @@ impl Shard {
             | Phase::Asking(_)
             | Phase::Connecting(..)
             | Phase::Session(_) => {
-                let (reason, stage) = (CloseReason::Vanished, CloseStage::Flush);
-                self.begin_closing(key, Closing { reason, stage, peer_closed: true });
+                self.begin_flush(key, CloseReason::Vanished, true);
             }
         }
         self.send_later(key);
@@ -105,21 +104,21 @@ impl Shard {
             }
             return self.refuse(now, key, &http::Refusal::TLS_WANTED);
         }
-        let (reason, stage) = (CloseReason::Tls(error), CloseStage::Flush);
-        self.begin_closing(key, Closing { reason, stage, peer_closed: false });
+        self.begin_flush(key, CloseReason::Tls(error), false);
         self.schedule(key, now.tick.after(self.config.close_timeout));
         self.send_later(key);
         self.advance_closing(key);
     }
 
     /// Makes a connection one that ends, whatever it was. What waits in its outbox cannot be sealed any more when TLS has failed.
-    fn begin_closing(&mut self, key: ConnKey, closing: Closing) {
+    fn begin_flush(&mut self, key: ConnKey, reason: CloseReason, peer_closed: bool) {
+        self.log_end(key, reason);
         self.leave(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.phase.is_handshake() {
             self.handshakes -= 1;
         }
-        conn.phase = Phase::Closing(closing);
+        conn.phase = Phase::Closing(Closing { reason, stage: CloseStage::Flush, peer_closed });
         if conn.tls.as_ref().is_some_and(|tls| !tls.is_open()) {
             let lost = conn.outbox.take(&mut self.pool);
             self.pool.give(lost);
@@ -144,8 +143,7 @@ impl Shard {
                 // Keys used up (TLS 1.2), or our own fault: the alert is all that is left to send, then the socket ends.
                 let _alert = tls.seal(shared, &[], &mut out);
                 self.counters.tls_failed(error.label());
-                let (reason, stage) = (CloseReason::Tls(error), CloseStage::Flush);
-                self.begin_closing(key, Closing { reason, stage, peer_closed: false });
+                self.begin_flush(key, CloseReason::Tls(error), false);
             }
         }
         self.pool.give(plain);

@@ -260,6 +260,16 @@ impl Asking {
         Self { rig, asks: receiver }
     }
 
+    /// A session of `user`, whose token was asked about.
+    fn session(&mut self, token: &str, user: &str) -> ConnKey {
+        let key = self.connecting(token);
+        let ask = self.asked();
+        self.answer(&ask, Ok(user));
+        self.rig.registered(key, 0);
+        self.rig.gets(key);
+        key
+    }
+
     /// What is asked next.
     fn asked(&mut self) -> Ask {
         self.asks.try_recv().unwrap()
@@ -409,11 +419,7 @@ fn a_client_that_goes_on_and_on_while_its_token_is_asked_about_is_ended() {
 #[test]
 fn at_the_bound_of_questions_clients_are_asked_to_come_back() {
     let mut asking = Asking::new();
-    let key = asking.connecting("token");
-    let ask = asking.asked();
-    asking.answer(&ask, Ok("alice"));
-    asking.rig.registered(key, 0);
-    asking.rig.gets(key);
+    let key = asking.session("token", "alice");
     // All of them by one shard, of connections that are gone at once.
     for _ in 0..ask::ASKS_MAX {
         let key = asking.rig.accept();
@@ -432,11 +438,7 @@ fn at_the_bound_of_questions_clients_are_asked_to_come_back() {
 #[test]
 fn a_session_goes_on_while_its_refresh_is_asked_about_and_the_next_one_has_to_wait() {
     let mut asking = Asking::new();
-    let key = asking.connecting("token");
-    let ask = asking.asked();
-    asking.answer(&ask, Ok("alice"));
-    asking.rig.registered(key, 0);
-    asking.rig.gets(key);
+    let key = asking.session("token", "alice");
     asking.rig.router_hears();
     asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newer" }));
     asking.rig.says(key, ClientFrame::Refresh(Refresh { token: "newest" }));
