@@ -2,11 +2,13 @@
 //!
 //! [`client`] and [`link`] hold the messages as prost types, generated from `client.proto` and
 //! `link.proto`; [`view`] the same messages borrowed, for the data path; [`framing`] the length-prefixed
-//! frames of a link; [`knobs`] reads flags, environment and file of either process.
+//! frames of a link; [`partition`] says which slice a user belongs to; [`knobs`] reads flags, environment and
+//! file of either process.
 #![forbid(unsafe_code)]
 
 pub mod framing;
 pub mod knobs;
+pub mod partition;
 pub mod view;
 
 /// Client protocol, `client.proto`.

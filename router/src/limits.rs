@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-/// Most partitions a store may have. A message id keeps the partition in its upper 16 bits.
-pub const PARTITIONS_MAX: u16 = 1_024;
+pub use hawser_proto::partition::PARTITIONS_MAX;
 
 /// Longest user id, in bytes (link.proto).
 pub const USER_BYTES_MAX: usize = 64;

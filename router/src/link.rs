@@ -26,8 +26,8 @@ use crate::limits;
 use crate::outgoing::Outgoing;
 use crate::owner::{ToOwner, Ways};
 use crate::queue::PartitionId;
-use crate::record::partition_of;
 use crate::registry::{EdgeId, Session};
+use hawser_proto::partition::partition_of;
 
 /// The link protocol that this release speaks (link.proto).
 const PROTOCOL: u32 = 1;
@@ -200,6 +200,8 @@ impl Link<'_> {
             lease_ms: self.links.lease.as_millis() as u32,
             refused: refused.to_owned(),
             window_messages: self.links.window_messages,
+            // Every user is here: the embedded engine has one router.
+            partitions: 0,
         };
         let Joined { id, session, gone } = match joined {
             Ok(joined) => joined,

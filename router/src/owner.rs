@@ -18,9 +18,9 @@ use crate::metrics::{Held, Metrics};
 use crate::outgoing::Outgoing;
 use crate::queue::PartitionId;
 use crate::queue::committer::{Reply, Request};
-use crate::record::partition_of;
 use crate::registry::{EdgeId, Session};
 use crate::store::{Checkpoint, StoreError};
+use hawser_proto::partition::partition_of;
 
 /// What others tell an owner.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::limits;
 use crate::queue::{Offset, PartitionId};
@@ -121,12 +121,6 @@ impl Record {
     }
 }
 
-/// The partition of a user. It is the same in every release: stores depend on it.
-#[must_use]
-pub fn partition_of(user: &str, partitions: u16) -> PartitionId {
-    (xxh3_64(user.as_bytes()) % u64::from(partitions)) as PartitionId
-}
-
 /// The id of the message at `offset`: 16 bits of partition, 48 of offset.
 #[must_use]
 pub fn message_id(partition: PartitionId, offset: Offset) -> u64 {
@@ -188,13 +182,6 @@ impl Default for ArrayText {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_partition_of_a_user_is_pinned() {
-        assert_eq!(partition_of("alice", 64), 48);
-        assert_eq!(partition_of("bob", 64), 37);
-        assert_eq!(partition_of("anybody", 1), 0);
-    }
 
     #[test]
     fn a_message_id_holds_partition_and_offset() {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hawser_proto::link::edge_message::Message as Inbound;
 use hawser_proto::link::router_message::Message as Outbound;
+use hawser_proto::partition::partition_of;
 use hawser_router::hub::{Effects, Event, Hub, Receipt};
 use hawser_router::outgoing::Outgoing;
 use hawser_router::owner::{Answer, ToOwner};
 use hawser_router::queue::PartitionId;
 use hawser_router::queue::committer::{Reply, Request};
-use hawser_router::record::partition_of;
 use hawser_router::registry::EdgeId;
 
 use crate::disk::{Committer, PARTITIONS};

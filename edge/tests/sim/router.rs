@@ -11,11 +11,11 @@ use hawser_proto::framing::{LENGTH_BYTES, first_frame};
 use hawser_proto::link::edge_message::Message as Inbound;
 use hawser_proto::link::router_message::Message as Outbound;
 use hawser_proto::link::{EdgeBatch, Heartbeat, Hello, HelloAck};
+use hawser_proto::partition::partition_of;
 use hawser_router::edges::{Edges, Joined};
 use hawser_router::hub::HubConfig;
 use hawser_router::outgoing::Outgoing;
 use hawser_router::owner::ToOwner;
-use hawser_router::record::partition_of;
 use hawser_router::registry::{EdgeId, Session};
 use prost::Message as _;
 

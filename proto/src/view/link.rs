@@ -36,6 +36,8 @@ views! {
         6 refused: string,
         /// Told to clients.
         7 window_messages: uint32,
+        /// Of the cluster; 0 from a router that owns every user and says no Ownership.
+        8 partitions: uint32,
     }
     /// See `Register` in link.proto.
     Register ['a] {

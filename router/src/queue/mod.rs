@@ -22,9 +22,12 @@
 //! - **Trimming.** Records below the mark may go, at once or later or (the last one of a partition) never.
 //!   Offsets are not used again, also after a restart.
 //!
-//! An engine is called from one thread, which may block in it. Another router may append to the same
-//! partitions, where the engine allows that: the offsets of two appends then need not be adjacent, and
-//! the hole is read.
+//! - **Others.** Several processes may have one log open. Each partition has one writer at a time, who calls
+//!   [`Queue::refresh`] before its first append and from then on expects to be alone. Where another appends all
+//!   the same, one of two things happens, by the engine's nature: `append` answers `Err` (it is fenced), or the
+//!   offsets of two appends are not adjacent, and the hole is read.
+//!
+//! An engine is called from one thread, which may block in it.
 
 pub mod committer;
 #[cfg(test)]
@@ -35,8 +38,7 @@ pub mod memory;
 
 use bytes::Bytes;
 
-/// Number of a partition, below the count the store was made with.
-pub type PartitionId = u16;
+pub use hawser_proto::partition::PartitionId;
 
 /// Place of a record in its partition. The first record has 1; 0 means "before everything".
 pub type Offset = u64;
@@ -95,6 +97,20 @@ pub trait Queue: Send {
 
     /// Offset that the next record of `partition` will get, if nobody else appends.
     fn end(&self, partition: PartitionId) -> Offset;
+
+    /// Looks at the end of `partition` anew, because others may have appended since; appends go on behind it. Answers
+    /// [`Queue::end`].
+    ///
+    /// # Errors
+    /// The log could not be read.
+    fn refresh(&mut self, partition: PartitionId) -> Result<Offset, QueueError> {
+        Ok(self.end(partition))
+    }
+
+    /// Longest record that the engine takes, in bytes. A longer one fails its whole batch.
+    fn record_bytes_max(&self) -> usize {
+        usize::MAX
+    }
 
     /// Makes sure that the next record of `partition` gets an offset of at least `next`. After a power cut
     /// the log may have lost records that were appended without `durable`, while others remember their
