@@ -138,6 +138,7 @@ impl Config {
             inbox_messages_max: self.inbox_messages_max,
             inbox_age_max_ms: i64::try_from(self.inbox_age_max.as_millis()).unwrap_or(i64::MAX),
             memory_bytes_max: self.memory_max / usize::from(self.partitions),
+            record_bytes_max: usize::MAX,
         }
     }
 }

@@ -86,6 +86,12 @@ impl Edges {
         false
     }
 
+    /// Every link there is.
+    #[must_use]
+    pub fn links(&self) -> Vec<Arc<Outgoing>> {
+        self.lock().edges.values().filter_map(|edge| edge.link.clone()).collect()
+    }
+
     /// Closes every link: the process is about to end.
     pub fn close_all(&self) {
         for edge in self.lock().edges.values() {

@@ -12,13 +12,16 @@ pub enum Part {
     Disk,
     /// The store takes no checkpoints.
     Store,
+    /// A partition that belongs here could not be taken over.
+    Takeover,
     /// The process is on its way up or down.
     Serving,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Queue, Self::Disk, Self::Store, Self::Serving];
+    pub const ALL: [Self; 5] =
+        [Self::Queue, Self::Disk, Self::Store, Self::Takeover, Self::Serving];
 
     /// What the metric `router_degraded` calls it.
     #[must_use]
@@ -27,6 +30,7 @@ impl Part {
             Self::Queue => "queue",
             Self::Disk => "disk",
             Self::Store => "store",
+            Self::Takeover => "takeover",
             Self::Serving => "serving",
         }
     }

@@ -117,6 +117,8 @@ pub struct Effects {
     pub checkpoint: Option<Checkpoint>,
     /// The log below this offset is not needed any more.
     pub trim_below: Option<Offset>,
+    /// The log says that another router has taken the partition over: this Hub is to be dropped.
+    pub deposed: bool,
     /// What happened, to be added up.
     pub counts: Counts,
 }
@@ -151,13 +153,18 @@ pub struct HubConfig {
     pub inbox_age_max_ms: i64,
     /// Bytes of messages that a partition takes in before it writes a checkpoint, and keeps in memory after.
     pub memory_bytes_max: usize,
+    /// Longest record that the log takes.
+    pub record_bytes_max: usize,
 }
 
 /// One partition.
 pub struct Hub {
     partition: PartitionId,
+    /// Of this owner; 0 where there is never another.
+    epoch: u64,
     config: HubConfig,
     store: Arc<dyn Store>,
+    seed: u64,
     users: AHashMap<Arc<str>, Inbox>,
     registry: Registry,
     /// Offset of the last record that was folded in.
@@ -207,10 +214,13 @@ impl Hub {
         store: Arc<dyn Store>,
     ) -> Result<Self, StoreError> {
         let applied = store.applied(partition)?;
+        let seed = store.seed(partition);
         Ok(Self {
             partition,
+            epoch: 0,
             config,
             store,
+            seed,
             users: AHashMap::new(),
             registry: Registry::default(),
             applied,
@@ -220,6 +230,36 @@ impl Hub {
             replayed: 0,
             saving: saving::Saving::default(),
         })
+    }
+
+    /// The same for an owner among several, who has this epoch.
+    #[must_use]
+    pub fn with_epoch(self, epoch: u64) -> Self {
+        Self { epoch, ..self }
+    }
+
+    /// Which partition it is.
+    #[must_use]
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// Under which epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Records that were handed out and not answered yet.
+    #[must_use]
+    pub fn appending(&self) -> usize {
+        self.appending.len()
+    }
+
+    /// Whether a checkpoint was handed out and is not answered yet.
+    #[must_use]
+    pub fn is_saving(&self) -> bool {
+        self.saving.is_in_progress()
     }
 
     /// Offset of the last record that the state holds.
@@ -359,6 +399,7 @@ impl Hub {
     ) -> Result<Option<Accepted>, StoreError> {
         match kind {
             Kind::Cursor(cursor) => self.load(now, &cursor.user).map(|()| None),
+            Kind::Owner(_) => Ok(None),
             Kind::Message(message) => {
                 self.load(now, &message.to)?;
                 let key = self.key(&message.from, &message.to, &message.client_message_id);
@@ -380,6 +421,7 @@ impl Hub {
         self.applied = offset;
         match kind {
             Kind::Cursor(cursor) => self.fold_cursor(&cursor),
+            Kind::Owner(owner) => out.deposed |= owner.epoch > self.epoch,
             Kind::Message(message) => self.fold_message(now, offset, message, known, out),
         }
     }
@@ -450,7 +492,7 @@ impl Hub {
     /// Whether a send was accepted before.
     fn accepted(&self, key: &SendKey, now: Now) -> Result<Option<Accepted>, StoreError> {
         match self.saving.send(key) {
-            None => self.store.send(key, now.unix_ms.div_euclid(DAY_MS)),
+            None => self.store.send(self.partition, key, now.unix_ms.div_euclid(DAY_MS)),
             known => Ok(known),
         }
     }
@@ -489,6 +531,6 @@ impl Hub {
     }
 
     fn key(&self, from: &str, to: &str, client_message_id: &str) -> SendKey {
-        SendKey::new(self.store.seed(), from, to, client_message_id)
+        SendKey::new(self.seed, from, to, client_message_id)
     }
 }

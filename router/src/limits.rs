@@ -16,6 +16,8 @@ pub const EDGE_ID_BYTES_MAX: usize = 64;
 pub const CLIENT_KIND_BYTES_MAX: usize = 32;
 /// Longest payload, in bytes: the most that `payload_bytes_max` of an edge may be.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+/// What a record of a message has beside its payload, at most: three ids, numbers and lengths.
+pub const RECORD_HEAD_BYTES_MAX: usize = 2 * USER_BYTES_MAX + CLIENT_MESSAGE_ID_BYTES_MAX + 64;
 /// Shards that one edge may announce (link.proto).
 pub const EDGE_SHARDS_MAX: u32 = 4_096;
 
@@ -57,9 +59,19 @@ pub const APPENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const CURSORS_PER_APPEND_MAX: usize = 1_024;
 /// Bytes read from the log at a time while replaying.
 pub const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of one record of a state log: engines take no more than about a mebibyte at a time.
+pub const STATE_RECORD_BYTES: usize = 256 * 1024;
+/// Bytes of changes, beside twice what a partition holds, after which its state log is shortened.
+pub const STATE_BYTES_MIN: usize = 8 * 1024 * 1024;
+/// How often the saver looks for one that is due while nobody asks it for anything.
+pub const DUMP_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest pause between two tries to open a broken queue.
 pub const REOPEN_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(5));
+/// Where a log does not refuse former owners: how often the committer looks for what they appended.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// And at how many partitions.
+pub const WATCHED_AT_ONCE: usize = 2;
 /// How old the last look at the free space may be.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 

@@ -9,14 +9,14 @@
 //! The reader sorts what a frame says by owner and waits where an owner is full: so a busy router slows
 //! its edges down. The writer writes whatever has gathered.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hawser_proto::framing::{LENGTH_BYTES, first_frame};
 use hawser_proto::link::edge_message::Message as Inbound;
 use hawser_proto::link::router_message::Message as Outbound;
-use hawser_proto::link::{EdgeBatch, Heartbeat, Hello, HelloAck};
+use hawser_proto::link::{Claim, EdgeBatch, Heartbeat, Hello, HelloAck, Ownership};
 use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
@@ -58,6 +58,8 @@ pub struct Links {
     pub lease: Duration,
     /// Told to edges, who tell it to clients.
     pub window_messages: u32,
+    /// What is served here, told to edges; absent where every user is.
+    pub ownership: Option<Mutex<Ownership>>,
 }
 
 /// Why a link ended.
@@ -78,6 +80,22 @@ enum End {
 }
 
 impl Links {
+    /// Tells every edge what is served here from now on.
+    pub fn announce(&self, claims: Vec<(PartitionId, u64)>) {
+        let Some(ownership) = &self.ownership else { return };
+        let claim = |(partition, epoch)| Claim { partition: u32::from(partition), epoch };
+        // Held until all are told, so that a link that begins meanwhile hears the later one last.
+        let mut ownership = ownership.lock().unwrap_or_else(PoisonError::into_inner);
+        ownership.claims = claims.into_iter().map(claim).collect();
+        for link in self.edges.links() {
+            tell_ownership(&link, &ownership);
+        }
+    }
+
+    fn partitions(&self) -> u32 {
+        self.ownership.as_ref().map_or(0, |_| u32::from(self.ways.partitions))
+    }
+
     /// Serves one link until it ends, and looks after the lease.
     pub async fn serve(self: Arc<Self>, reader: Reader, writer: Writer, peer: String) {
         let outgoing = Arc::new(Outgoing::default());
@@ -200,8 +218,7 @@ impl Link<'_> {
             lease_ms: self.links.lease.as_millis() as u32,
             refused: refused.to_owned(),
             window_messages: self.links.window_messages,
-            // Every user is here: the embedded engine has one router.
-            partitions: 0,
+            partitions: self.links.partitions(),
         };
         let Joined { id, session, gone } = match joined {
             Ok(joined) => joined,
@@ -224,6 +241,10 @@ impl Link<'_> {
         }
         let outgoing = self.outgoing;
         self.links.tell_owners(|| ToOwner::EdgeUp(id, session, Arc::clone(outgoing))).await;
+        if let Some(ownership) = &self.links.ownership {
+            let ownership = ownership.lock().unwrap_or_else(PoisonError::into_inner);
+            tell_ownership(outgoing, &ownership);
+        }
         let told = vec![false; hello.shards as usize];
         self.joined = Some(JoinedEdge { name, id, session, told });
         Ok(())
@@ -284,6 +305,12 @@ impl Link<'_> {
         let _ = self.outgoing.push_all([message]);
         self.outgoing.wake();
     }
+}
+
+fn tell_ownership(link: &Outgoing, ownership: &Ownership) {
+    // A link that overflows is closed by the owner that finds out.
+    let _ = link.push_all([Outbound::Ownership(ownership.clone())]);
+    link.wake();
 }
 
 fn check_hello(hello: &Hello) -> Result<(), String> {

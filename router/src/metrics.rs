@@ -30,6 +30,7 @@ pub struct Metrics {
     inboxes: Gauge,
     departed: Gauge,
     degraded: Family<[(&'static str, &'static str); 1], Gauge>,
+    partitions: Family<[(&'static str, &'static str); 1], Gauge>,
     sends_accepted: Counter,
     sends_repeated: Counter,
     sends_refused: Counter,
@@ -93,6 +94,9 @@ impl Metrics {
         registry.register("devices_departed", help, departed.clone());
         let degraded = Family::default();
         registry.register("degraded", "1 while this part is out of order", degraded.clone());
+        let partitions = Family::default();
+        let help = "Partitions that are served here, are being taken over, or leave";
+        registry.register("partitions", help, partitions.clone());
         Self {
             registry,
             owners: (0..owners).map(|_| Default::default()).collect(),
@@ -100,6 +104,7 @@ impl Metrics {
             inboxes,
             departed,
             degraded,
+            partitions,
             sends_accepted,
             sends_repeated,
             sends_refused,
@@ -118,6 +123,13 @@ impl Metrics {
             links_ended,
             links_overflowed,
             checkpoints,
+        }
+    }
+
+    /// Notes how many partitions are here, come and go.
+    pub fn note_partitions(&self, here: usize, coming: usize, going: usize) {
+        for (state, count) in [("here", here), ("coming", coming), ("going", going)] {
+            self.partitions.get_or_create(&[("state", state)]).set(count as i64);
         }
     }
 

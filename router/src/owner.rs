@@ -1,8 +1,14 @@
 //! An owner task drives the Hubs of some partitions: brings them events, does what they ask for.
 //!
-//! A partition belongs to one owner (round robin), an owner has one or more partitions. What waits is
-//! handled in one go: one message to the committer, one wake-up a link, however many messages it was.
+//! A partition belongs to one owner task (round robin), which has one or more partitions, as far as this router serves
+//! them. What waits is handled in one go: one message to the committer, one wake-up a link, however many messages it was.
+//!
+//! ```text
+//!   absent ─ Adopt ─► served ─ LetGo ─► leaving: appends answered, then saved ─► absent
+//!                       └─ LetGo without saving ─► absent; answers to what it had handed out are passed over
+//! ```
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,15 +16,17 @@ use std::time::{Duration, Instant, SystemTime};
 use ahash::AHashMap;
 use bytes::Bytes;
 use hawser_proto::link::edge_message::Message as Inbound;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::hub::{Effects, Event, Hub, Now, Receipt};
+use crate::keeper::Notice;
 use crate::limits;
 use crate::metrics::{Held, Metrics};
 use crate::outgoing::Outgoing;
-use crate::queue::PartitionId;
 use crate::queue::committer::{Reply, Request};
+use crate::queue::{Offset, PartitionId};
 use crate::registry::{EdgeId, Session};
+use crate::state::Writer;
 use crate::store::{Checkpoint, StoreError};
 use hawser_proto::partition::partition_of;
 
@@ -37,6 +45,17 @@ pub enum ToOwner {
     EdgeGone(EdgeId, Session),
     /// Receipts for users of this owner.
     Receipts(Vec<Receipt>),
+    /// A partition is served here from now on; who waits for that is told.
+    Adopt(Box<Hub>, oneshot::Sender<()>),
+    /// A partition is not served here any more.
+    LetGo {
+        /// Which.
+        partition: PartitionId,
+        /// Whether to wait for what is on its way to the log, and to write a checkpoint.
+        save: bool,
+        /// Told when it is gone.
+        gone: oneshot::Sender<()>,
+    },
 }
 
 /// Answers to what an owner has asked for.
@@ -55,6 +74,10 @@ pub enum Answer {
 pub enum SaveRequest {
     /// Write a checkpoint, and answer this owner.
     Write(usize, Checkpoint),
+    /// A partition is served here from now on: how its state log is written, and where it ends.
+    Adopt(PartitionId, Writer, Offset),
+    /// A partition is not served here any more.
+    LetGo(PartitionId),
     /// End.
     Stop,
 }
@@ -68,6 +91,8 @@ pub struct Ways {
     pub committer: blocking::Sender<Request>,
     /// To the saver.
     pub saver: blocking::Sender<SaveRequest>,
+    /// To the keeper, where there is one.
+    pub keeper: mpsc::UnboundedSender<Notice>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Of the whole router.
@@ -91,15 +116,16 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Owner {
     index: usize,
-    hubs: Vec<Hub>,
+    /// By partition, divided by the number of owners.
+    places: Vec<Place>,
     ways: Ways,
-    links: AHashMap<EdgeId, Arc<Outgoing>>,
+    links: AHashMap<EdgeId, (Session, Arc<Outgoing>)>,
     effects: Effects,
     /// Records for the committer, gathered.
     records: Vec<(PartitionId, Bytes)>,
     records_durable: bool,
     /// Bytes with the committer, by request.
-    appending: std::collections::VecDeque<usize>,
+    appending: VecDeque<usize>,
     appending_bytes: usize,
     receipts: Vec<Receipt>,
     /// Partitions whose checkpoint is on its way.
@@ -109,20 +135,64 @@ pub struct Owner {
     started: Instant,
 }
 
+/// What an owner has of one of its partitions.
+#[derive(Debug, Default)]
+struct Place {
+    hub: Option<Hub>,
+    leaving: Option<Leaving>,
+    /// Answers to come from the committer, and from the saver, to what a Hub had asked for that is not here any more.
+    stale_appends: usize,
+    stale_saves: usize,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    is_saving: bool,
+    gone: oneshot::Sender<()>,
+}
+
+impl Place {
+    /// The Hub, when it takes events of links and of time.
+    fn served(&mut self) -> Option<&mut Hub> {
+        self.hub.as_mut().filter(|_| self.leaving.is_none())
+    }
+
+    fn has_work(&self) -> bool {
+        self.leaving.is_none() && self.hub.as_ref().is_some_and(Hub::has_work)
+    }
+
+    fn drop_hub(&mut self) {
+        if let Some(hub) = self.hub.take() {
+            self.stale_appends += hub.appending();
+            self.stale_saves += usize::from(hub.is_saving());
+        }
+        if let Some(Leaving { gone, .. }) = self.leaving.take() {
+            let _ = gone.send(());
+        }
+    }
+}
+
 impl Owner {
-    /// An owner of `hubs`: those whose partition modulo the number of owners is `index`, in order.
+    /// An owner of `hubs`: those whose partition modulo the number of owners is `index`.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
     pub fn new(index: usize, hubs: Vec<Hub>, ways: Ways) -> Self {
+        let owners = ways.owners.len();
+        let count = (usize::from(ways.partitions)).saturating_sub(index).div_ceil(owners);
+        let mut places: Vec<Place> = (0..count).map(|_| Place::default()).collect();
+        for hub in hubs {
+            let place = usize::from(hub.partition()) / owners;
+            places[place].hub = Some(hub);
+        }
         Self {
             index,
-            hubs,
+            places,
             ways,
             links: AHashMap::new(),
             effects: Effects::default(),
             records: Vec::new(),
             records_durable: false,
-            appending: std::collections::VecDeque::new(),
+            appending: VecDeque::new(),
             appending_bytes: 0,
             receipts: Vec::new(),
             saving: 0,
@@ -146,7 +216,7 @@ impl Owner {
                 Some(answer) = answers.recv() => stopping |= self.handle_answer(answer),
                 Some(message) = inbox.recv(), if self.has_room() => self.handle(message),
                 _ = tick.tick() => self.apply_all(|| Event::Tick),
-                () = tokio::task::yield_now(), if self.hubs.iter().any(Hub::has_work) => {}
+                () = tokio::task::yield_now(), if self.places.iter().any(Place::has_work) => {}
             }
             // What else has gathered meanwhile goes into the same flush.
             while let Ok(answer) = answers.try_recv() {
@@ -160,6 +230,7 @@ impl Owner {
                 self.handle(message);
             }
             self.go_on();
+            self.let_leave();
             self.flush();
         }
         self.stop(&mut answers).await;
@@ -198,25 +269,81 @@ impl Owner {
         match message {
             ToOwner::Batch(edge, session, messages) => {
                 for (partition, message) in messages {
-                    self.apply(now, partition, Event::Link { edge, session, message });
+                    // What is for a partition that is not served here is said again to its owner.
+                    if self.place(partition).is_some_and(|place| place.served().is_some()) {
+                        self.apply(now, partition, Event::Link { edge, session, message });
+                    }
                 }
             }
             ToOwner::EdgeUp(edge, session, outgoing) => {
                 // What was let out before is for the old link, and may follow on messages that were lost with it.
                 self.send_out();
-                self.links.insert(edge, outgoing);
+                self.links.insert(edge, (session, outgoing));
                 self.apply_all(|| Event::EdgeUp(edge, session));
             }
             ToOwner::EdgeDown(edge, session) => self.apply_all(|| Event::EdgeDown(edge, session)),
             ToOwner::EdgeTold(edge, session) => self.apply_all(|| Event::EdgeTold(edge, session)),
             ToOwner::EdgeGone(edge, session) => {
                 self.apply_all(|| Event::EdgeGone(edge, session));
-                if self.links.get(&edge).is_some_and(|link| link.is_closed()) {
+                if self.links.get(&edge).is_some_and(|(_, link)| link.is_closed()) {
                     self.links.remove(&edge);
                 }
             }
             ToOwner::Receipts(receipts) => self.receipts.extend(receipts),
+            ToOwner::Adopt(hub, adopted) => {
+                self.adopt(now, *hub);
+                let _ = adopted.send(());
+            }
+            ToOwner::LetGo { partition, save, gone } => {
+                let Some(place) = self.place(partition) else { return };
+                place.leaving = Some(Leaving { is_saving: false, gone });
+                if !save {
+                    place.drop_hub();
+                }
+            }
         }
+    }
+
+    fn adopt(&mut self, now: Now, hub: Hub) {
+        let partition = hub.partition();
+        let Some(place) = self.place(partition) else { return };
+        place.drop_hub();
+        place.hub = Some(hub);
+        let links: Vec<_> =
+            self.links.iter().map(|(edge, (session, _))| (*edge, *session)).collect();
+        for (edge, session) in links {
+            self.apply(now, partition, Event::EdgeUp(edge, session));
+        }
+    }
+
+    /// Goes on with the partitions that leave: first what is on its way to the log, then a checkpoint.
+    fn let_leave(&mut self) {
+        for index in 0..self.places.len() {
+            let place = &mut self.places[index];
+            let (Some(hub), Some(leaving)) = (&place.hub, &mut place.leaving) else {
+                place.leaving.take().map(|leaving| leaving.gone.send(()));
+                continue;
+            };
+            if hub.appending() > 0 || hub.is_saving() {
+                continue;
+            }
+            if !std::mem::replace(&mut leaving.is_saving, true) {
+                let now = self.now();
+                self.apply(now, self.partition_at(index), Event::Save);
+            }
+            let place = &mut self.places[index];
+            if place.hub.as_ref().is_some_and(|hub| !hub.is_saving()) {
+                place.drop_hub();
+            }
+        }
+    }
+
+    fn place(&mut self, partition: PartitionId) -> Option<&mut Place> {
+        self.places.get_mut(usize::from(partition) / self.ways.owners.len())
+    }
+
+    fn partition_at(&self, place: usize) -> PartitionId {
+        (place * self.ways.owners.len() + self.index) as PartitionId
     }
 
     /// Answers whether it is time to stop.
@@ -226,13 +353,17 @@ impl Owner {
             Answer::Queue(Reply::Committed(places)) => {
                 self.note_answered();
                 for (partition, offset) in places {
-                    self.apply(now, partition, Event::Committed(offset));
+                    if !self.is_stale_append(partition) {
+                        self.apply(now, partition, Event::Committed(offset));
+                    }
                 }
             }
             Answer::Queue(Reply::Refused(partitions, reason)) => {
                 self.note_answered();
                 for partition in partitions {
-                    self.apply(now, partition, Event::Refused(Arc::clone(&reason)));
+                    if !self.is_stale_append(partition) {
+                        self.apply(now, partition, Event::Refused(Arc::clone(&reason)));
+                    }
                 }
             }
             Answer::Queue(Reply::Replayed(records)) => {
@@ -242,11 +373,27 @@ impl Owner {
             }
             Answer::Saved(partition, result) => {
                 self.saving = self.saving.saturating_sub(1);
-                self.apply(now, partition, Event::Saved(result));
+                let stale = self.place(partition).map(|place| &mut place.stale_saves);
+                match stale.filter(|stale| **stale > 0) {
+                    Some(stale) => *stale -= 1,
+                    None => self.apply(now, partition, Event::Saved(result)),
+                }
             }
             Answer::Stop => return true,
         }
         false
+    }
+
+    /// Whether the next answer for a partition is to a Hub that is not here any more. Answers come in the order of what was
+    /// asked.
+    fn is_stale_append(&mut self, partition: PartitionId) -> bool {
+        match self.place(partition) {
+            Some(place) if place.stale_appends > 0 => {
+                place.stale_appends -= 1;
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 
     fn note_answered(&mut self) {
@@ -255,26 +402,31 @@ impl Owner {
 
     fn apply_all(&mut self, event: impl Fn() -> Event) {
         let now = self.now();
-        let owners = self.ways.owners.len();
-        for place in 0..self.hubs.len() {
-            self.apply(now, (place * owners + self.index) as PartitionId, event());
+        for place in 0..self.places.len() {
+            if self.places[place].served().is_some() {
+                self.apply(now, self.partition_at(place), event());
+            }
         }
     }
 
     /// Goes on with what one Hub has left for later, each time another's.
     fn go_on(&mut self) {
-        let (now, owners, hubs) = (self.now(), self.ways.owners.len(), self.hubs.len());
-        let places = (0..hubs).map(|step| (self.worked + step + 1) % hubs);
-        if let Some(place) = places.into_iter().find(|place| self.hubs[*place].has_work()) {
+        let (now, count) = (self.now(), self.places.len());
+        let mut places = (0..count).map(|step| (self.worked + step + 1) % count);
+        if let Some(place) = places.find(|place| self.places[*place].has_work()) {
             self.worked = place;
-            self.apply(now, (place * owners + self.index) as PartitionId, Event::GoOn);
+            self.apply(now, self.partition_at(place), Event::GoOn);
         }
     }
 
     fn apply(&mut self, now: Now, partition: PartitionId, event: Event) {
         let place = usize::from(partition) / self.ways.owners.len();
-        let Some(hub) = self.hubs.get_mut(place) else { return };
+        let hub = self.places.get_mut(place).and_then(|place| place.hub.as_mut());
+        let Some(hub) = hub else { return };
         hub.apply(now, event, &mut self.effects);
+        if std::mem::take(&mut self.effects.deposed) {
+            let _ = self.ways.keeper.send(Notice::Deposed(partition, hub.epoch()));
+        }
         let effects = &mut self.effects;
         self.records.extend(effects.append.drain(..).map(|bytes| (partition, bytes)));
         self.records_durable |= std::mem::take(&mut effects.append_durable);
@@ -303,7 +455,7 @@ impl Owner {
         }
         self.send_out();
         let mut held = Held::default();
-        for hub in &self.hubs {
+        for hub in self.places.iter().filter_map(|place| place.hub.as_ref()) {
             held.connections += hub.connections();
             held.inboxes += hub.inboxes();
             held.departed += hub.departed();
@@ -320,7 +472,7 @@ impl Owner {
                 outbound.next_if(|(other, _)| *other == edge).map(|(_, message)| message)
             });
             let messages = std::iter::once(first).chain(rest);
-            let Some(link) = self.links.get(&edge) else {
+            let Some((_, link)) = self.links.get(&edge) else {
                 messages.for_each(drop);
                 continue;
             };
@@ -383,6 +535,7 @@ mod tests {
             inbox_messages_max: 20,
             inbox_age_max_ms: 1_000_000,
             memory_bytes_max: 1_000_000,
+            record_bytes_max: usize::MAX,
         };
         let hub = Hub::new(0, config, Arc::new(MemoryStore::default())).unwrap();
         let (committer, requests) = blocking::channel();
@@ -390,6 +543,7 @@ mod tests {
             owners: vec![mpsc::channel(1).0],
             committer,
             saver: blocking::channel().0,
+            keeper: mpsc::unbounded_channel().0,
             metrics: Arc::new(Metrics::new(1)),
             partitions: 1,
         };

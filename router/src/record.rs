@@ -15,7 +15,7 @@ use crate::queue::{Offset, PartitionId};
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Record {
     /// Which kind; absent when a newer release wrote a kind that this one does not know.
-    #[prost(oneof = "Kind", tags = "1, 2")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3")]
     pub kind: Option<Kind>,
 }
 
@@ -28,6 +28,21 @@ pub enum Kind {
     /// A device acknowledged.
     #[prost(message, tag = "2")]
     Cursor(CursorRecord),
+    /// A router took the partition over. What a former owner has not appended by then, it does not append any more, or
+    /// finds this in front of it.
+    #[prost(message, tag = "3")]
+    Owner(OwnerRecord),
+}
+
+/// Who owns the partition from here on.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OwnerRecord {
+    /// Its epoch: where it began in the state log.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub router_id: String,
 }
 
 /// A message to one user.

@@ -30,9 +30,10 @@ use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
 use crate::queue::committer::{Committer, Request, replay};
 use crate::queue::embedded::EmbeddedOpener;
-use crate::queue::{Opener as _, PartitionId, Queue};
+use crate::queue::{Opener as _, Queue};
+use crate::saver::Saver;
+use crate::store::Store;
 use crate::store::disk::{DiskStore, OpenError};
-use crate::store::{DAY_MS, Store};
 
 /// How long links and owners may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -118,6 +119,7 @@ impl Server {
             epoch: fastrand::u64(..),
             lease: self.config.lease,
             window_messages: self.config.window,
+            ownership: None,
         });
         let (stopping, stopped) = watch::channel(false);
         let admin =
@@ -267,7 +269,7 @@ struct Data {
     hubs: Vec<Vec<Hub>>,
     queue: OpenQueue,
     /// Per partition, the offset after the last record that its Hub has.
-    expected: Vec<u64>,
+    expected: Vec<Option<u64>>,
 }
 
 struct OpenQueue(Box<dyn Queue>);
@@ -320,7 +322,7 @@ fn recover(
     config: &Config,
     store: &Arc<DiskStore>,
     queue: &mut dyn Queue,
-) -> Result<(Vec<Vec<Hub>>, Vec<u64>), String> {
+) -> Result<(Vec<Vec<Hub>>, Vec<Option<u64>>), String> {
     let mut hubs: Vec<Vec<Hub>> = (0..owner_count(config)).map(|_| Vec::new()).collect();
     let mut expected = Vec::new();
     let mut replayed = 0_u64;
@@ -340,7 +342,7 @@ fn recover(
             return Err("the store could not be read while the log was replayed".to_owned());
         }
         queue.skip_to(partition, next).map_err(|error| error.to_string())?;
-        expected.push(next);
+        expected.push(Some(next));
         let owner = usize::from(partition) % hubs.len();
         hubs[owner].push(hub);
     }
@@ -380,6 +382,7 @@ impl Threads {
             owners: to_owners,
             committer: to_committer,
             saver: to_saver,
+            keeper: mpsc::unbounded_channel().0,
             metrics: Arc::clone(metrics),
             partitions: config.partitions,
         };
@@ -403,9 +406,11 @@ impl Threads {
         };
         let saver = Saver {
             store: data.store,
+            log: None,
             answers: answers.clone(),
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
+            unix_ms,
         };
         Self {
             ways,
@@ -435,35 +440,6 @@ impl Threads {
         });
         let _ = joined.await;
         tracing::info!("stopped");
-    }
-}
-
-/// Writes checkpoints, one at a time.
-struct Saver {
-    store: Arc<DiskStore>,
-    answers: Vec<mpsc::UnboundedSender<Answer>>,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-}
-
-impl Saver {
-    fn run(self, requests: &blocking::Receiver<SaveRequest>) {
-        let mut forgot_on = 0;
-        while let Ok(SaveRequest::Write(owner, checkpoint)) = requests.recv() {
-            let today = unix_ms().div_euclid(DAY_MS);
-            let mut result = self.store.commit(&checkpoint);
-            if result.is_ok() && forgot_on != today {
-                result = self.store.forget_sends(today);
-                forgot_on = today;
-            }
-            if result.is_ok() {
-                self.metrics.checkpoints.inc();
-            }
-            let problem = result.as_ref().err().map(ToString::to_string);
-            self.health.set(Part::Store, problem);
-            let partition: PartitionId = checkpoint.partition;
-            let _ = self.answers[owner].send(Answer::Saved(partition, result));
-        }
     }
 }
 

@@ -76,6 +76,7 @@ impl Router {
             inbox_messages_max: 10_000,
             inbox_age_max_ms: 3_600_000,
             memory_bytes_max: if env.rng.bool() { 2_000 } else { 1_000_000 },
+            record_bytes_max: usize::MAX,
         };
         let (hubs, committer) = disk.recover(env, &config);
         let owners = hubs.into_iter().enumerate().map(|(index, hubs)| Owner::new(index, hubs));

@@ -108,6 +108,10 @@ impl Saving {
         self.bytes + self.in_progress.as_ref().map_or(0, |saved| saved.bytes)
     }
 
+    pub(super) fn is_in_progress(&self) -> bool {
+        self.in_progress.is_some()
+    }
+
     /// A send that the store does not have yet.
     pub(super) fn send(&self, key: &SendKey) -> Option<Accepted> {
         let saved = || self.in_progress.as_ref()?.sends.get(key);
@@ -203,6 +207,7 @@ impl Hub {
             applied: self.applied,
             inboxes: changes,
             sends: sends.iter().map(|(key, accepted)| (*key, *accepted)).collect(),
+            place: None,
         });
         let applied = self.applied;
         self.saving.in_progress = Some(InProgress { applied, inboxes, recorded, sends, bytes });

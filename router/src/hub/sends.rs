@@ -17,7 +17,7 @@ impl Hub {
     pub(super) fn handle_send(&mut self, now: Now, edge: EdgeId, send: Send, out: &mut Effects) {
         let connection = ConnectionRef { edge, connection: send.connection };
         let waiter = Waiter { connection, ticket: send.ticket };
-        if let Err(failure) = check_send(&send) {
+        if let Err(failure) = check_send(&send, self.config.record_bytes_max) {
             out.counts.refused += 1;
             answer_send(waiter, Err(failure), out);
             return;
@@ -101,11 +101,13 @@ impl Hub {
                 }
             }
             Kind::Cursor(cursor) => self.unlog_cursor(&cursor),
+            // Takeovers write it, not a Hub.
+            Kind::Owner(_) => {}
         }
     }
 }
 
-fn check_send(send: &Send) -> Result<(), Failure> {
+fn check_send(send: &Send, record_bytes_max: usize) -> Result<(), Failure> {
     let within = |text: &str, bytes_max: usize| (1..=bytes_max).contains(&text.len());
     if !send.to_group.is_empty() {
         return Err(failure(error::Code::Unsupported, "groups are not supported yet", false));
@@ -120,6 +122,10 @@ fn check_send(send: &Send) -> Result<(), Failure> {
     }
     if send.payload.len() > limits::PAYLOAD_BYTES_MAX {
         return Err(failure(error::Code::TooLarge, "the payload is over 1 MiB", false));
+    }
+    if send.payload.len() + limits::RECORD_HEAD_BYTES_MAX > record_bytes_max {
+        let text = "the message is larger than the queue's servers take";
+        return Err(failure(error::Code::TooLarge, text, false));
     }
     Ok(())
 }

@@ -35,6 +35,10 @@ pub enum Request {
     },
     /// The log of a partition is not needed below an offset.
     Trim(PartitionId, Offset),
+    /// A partition is served here from now on, by an owner who knows the records below this offset.
+    Adopt(PartitionId, Offset),
+    /// A partition is not served here any more.
+    LetGo(PartitionId),
     /// Finish what was asked before, and end.
     Stop,
 }
@@ -62,8 +66,8 @@ pub struct Committer {
     pub opener: Box<dyn Opener>,
     /// The open queue.
     pub queue: Option<Box<dyn Queue>>,
-    /// Per partition, the offset after the last record its owner knows.
-    pub expected: Vec<Offset>,
+    /// Per partition, the offset after the last record its owner knows; absent where it is not served here.
+    pub expected: Vec<Option<Offset>>,
     /// Partitions belong to owners round robin; this is how many owners there are.
     pub owners: usize,
     /// Where replies go.
@@ -88,12 +92,13 @@ impl Committer {
         let mut round = Round::default();
         let mut backoff = Backoff::default();
         let mut space = Space::default();
+        let mut watch = Watch::default();
         loop {
-            let wait = if self.queue.is_none() {
-                Some(backoff.remaining(now()))
-            } else {
+            let wait = match &self.queue {
+                None => Some(backoff.remaining(now())),
+                Some(queue) if !queue.is_fenced() => Some(limits::WATCH_INTERVAL),
                 // The health check shall know when there is room again, also when nobody sends.
-                space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL)
+                Some(_) => space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL),
             };
             let first = match wait {
                 None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -115,6 +120,7 @@ impl Committer {
             if self.queue.is_none() && backoff.remaining(now()).is_zero() {
                 self.reopen(&mut backoff);
             }
+            self.watch(&mut watch, &mut backoff);
             self.serve(&mut round, &mut space, &mut backoff);
             if round.stop {
                 return;
@@ -123,6 +129,12 @@ impl Committer {
     }
 
     fn serve(&mut self, round: &mut Round, space: &mut Space, backoff: &mut Backoff) {
+        for (partition, expected) in round.moves.drain(..) {
+            if let Err(error) = self.move_partition(partition, expected) {
+                self.break_queue(&error.0);
+                backoff.ensure_started(now());
+            }
+        }
         if !round.batch.records.is_empty() {
             let appended = self.check_space(space).and_then(|()| self.append(round));
             match appended {
@@ -142,6 +154,34 @@ impl Committer {
                 backoff.ensure_started(now());
             }
             round.trims.clear();
+        }
+    }
+
+    fn move_partition(
+        &mut self,
+        partition: PartitionId,
+        expected: Option<Offset>,
+    ) -> Result<(), QueueError> {
+        self.expected[usize::from(partition)] = expected;
+        self.catch_up(partition, Offset::MAX)
+    }
+
+    /// Looks whether others appended, where the engine lets them: at a few partitions each time.
+    fn watch(&mut self, watch: &mut Watch, backoff: &mut Backoff) {
+        if self.queue.as_ref().is_none_or(|queue| queue.is_fenced()) || !watch.is_due(now()) {
+            return;
+        }
+        let served = |at: &usize| self.expected.get(*at).is_some_and(Option::is_some);
+        let count = self.expected.len();
+        let places = (0..count).map(|step| (watch.next + step) % count).filter(served);
+        let places: Vec<usize> = places.take(limits::WATCHED_AT_ONCE).collect();
+        for place in places {
+            watch.next = place + 1;
+            if let Err(error) = self.catch_up(place as PartitionId, Offset::MAX) {
+                self.break_queue(&error.0);
+                backoff.ensure_started(now());
+                return;
+            }
         }
     }
 
@@ -171,14 +211,14 @@ impl Committer {
     /// Where another router appended to the same partitions, the owner gets those records first.
     fn fill_holes(&mut self, round: &Round) -> Result<(), String> {
         for ((partition, _), offset) in round.batch.records.iter().zip(&round.offsets) {
-            let expected = self.expected[usize::from(*partition)];
+            let Some(expected) = self.expected[usize::from(*partition)] else { continue };
             if *offset > expected
-                && let Err(error) = self.catch_up(*partition, *offset)
+                && let Err(error) = self.read_hole(*partition, *offset)
             {
                 self.break_queue(&error.0);
                 return Err(error.0);
             }
-            self.expected[usize::from(*partition)] = offset + 1;
+            self.expected[usize::from(*partition)] = Some(offset + 1);
         }
         Ok(())
     }
@@ -208,21 +248,31 @@ impl Committer {
         }
     }
 
-    /// Tells the owner of a partition about records below `end` that it does not know.
+    /// Tells the owner of a partition that is served here about records that it does not know, and appends behind them.
     fn catch_up(&mut self, partition: PartitionId, end: Offset) -> Result<(), QueueError> {
+        let Some(expected) = self.expected[usize::from(partition)] else { return Ok(()) };
+        let Some(queue) = &mut self.queue else { return Ok(()) };
+        if queue.refresh(partition)? > expected {
+            self.read_hole(partition, end)?;
+        }
+        let Some(expected) = self.expected[usize::from(partition)] else { return Ok(()) };
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.skip_to(partition, expected))
+    }
+
+    /// Tells the owner of a partition about records below `end` that it does not know.
+    fn read_hole(&mut self, partition: PartitionId, end: Offset) -> Result<(), QueueError> {
         let index = usize::from(partition);
         let Some(queue) = &mut self.queue else { return Ok(()) };
         let mut found = Vec::new();
-        loop {
-            let from = self.expected[index];
+        while let Some(from) = self.expected[index] {
             queue.read(partition, from, limits::REPLAY_BYTES_MAX, &mut found)?;
             found.retain(|record| record.offset < end);
             let Some(last) = found.last() else { break };
-            self.expected[index] = last.offset + 1;
+            self.expected[index] = Some(last.offset + 1);
             let records = found.drain(..).map(|record| (partition, record)).collect();
             (self.replies)(index % self.owners, Reply::Replayed(records));
         }
-        queue.skip_to(partition, self.expected[index])
+        Ok(())
     }
 
     fn answer_committed(&mut self, round: &mut Round) {
@@ -276,6 +326,8 @@ struct Round {
     askers: Vec<(usize, usize)>,
     offsets: Vec<Offset>,
     trims: Vec<(PartitionId, Offset)>,
+    /// Partitions that come, with the offset that their owner expects next, and that go.
+    moves: Vec<(PartitionId, Option<Offset>)>,
     stop: bool,
 }
 
@@ -289,6 +341,8 @@ impl Round {
                 self.batch.durable |= durable;
             }
             Request::Trim(partition, below) => self.trims.push((partition, below)),
+            Request::Adopt(partition, next) => self.moves.push((partition, Some(next))),
+            Request::LetGo(partition) => self.moves.push((partition, None)),
             Request::Stop => self.stop = true,
         }
     }
@@ -300,6 +354,23 @@ impl Round {
     fn reset(&mut self) {
         self.batch.durable = false;
         self.bytes = 0;
+    }
+}
+
+/// When to look for what others appended, and where.
+#[derive(Default)]
+struct Watch {
+    due_at: Option<Instant>,
+    next: usize,
+}
+
+impl Watch {
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.due_at.is_none_or(|due_at| due_at <= now);
+        if is_due {
+            self.due_at = Some(now + limits::WATCH_INTERVAL);
+        }
+        is_due
     }
 }
 
@@ -402,7 +473,7 @@ mod tests {
             let committer = Committer {
                 opener: Box::new(log.clone()),
                 queue: Some(Box::new(log.clone())),
-                expected: vec![1; 4],
+                expected: vec![Some(1); 4],
                 owners: 2,
                 replies: Box::new(move |owner, reply| drop(to_us.send((owner, reply)))),
                 free_bytes: Box::new(move || Some(free_bytes.load(Ordering::Relaxed))),

@@ -107,6 +107,12 @@ pub trait Queue: Send {
         Ok(self.end(partition))
     }
 
+    /// Whether the log refuses a writer who is not alone. Where it does not, what another appended is only found by looking:
+    /// at the next append, which leaves a hole, or by [`Queue::refresh`].
+    fn is_fenced(&self) -> bool {
+        true
+    }
+
     /// Longest record that the engine takes, in bytes. A longer one fails its whole batch.
     fn record_bytes_max(&self) -> usize {
         usize::MAX

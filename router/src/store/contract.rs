@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Accepted, Checkpoint, InboxChange, Store};
+use super::{Accepted, Checkpoint, InboxChange, StatePlace, Store};
 use crate::record::SendKey;
 
 fn message(sequence: u64) -> (u64, Bytes) {
@@ -20,6 +20,7 @@ fn checkpoint(partition: u16, user: &str, applied: u64) -> Checkpoint {
             removed: 0..0,
         }],
         sends: Vec::new(),
+        place: None,
     }
 }
 
@@ -36,13 +37,14 @@ pub(super) fn holds(store: &dyn Store) {
     pages_are_bounded_in_sequences_and_bytes(store);
     writing_a_checkpoint_again_does_no_harm(store);
     sends_are_remembered_for_a_day_at_least_and_two_at_most(store);
+    a_dump_fills_another_partition_and_a_wiped_one_is_empty(store);
 }
 
 fn nothing_is_there_at_first(store: &dyn Store) {
     assert_eq!(store.applied(3), Ok(0));
     assert_eq!(store.inbox(3, "bob"), Ok(None));
     assert_eq!(sequences(store, 3, "bob"), [0u64; 0]);
-    assert_eq!(store.send(&SendKey([0; 16]), 100), Ok(None));
+    assert_eq!(store.send(3, &SendKey([0; 16]), 100), Ok(None));
 }
 
 fn a_checkpoint_is_read_back_and_users_are_kept_apart(store: &dyn Store) {
@@ -93,7 +95,8 @@ fn sends_are_remembered_for_a_day_at_least_and_two_at_most(store: &dyn Store) {
     let mut checkpoint = checkpoint(1, "bob", 51);
     checkpoint.sends = [100, 101].map(|day| (SendKey([day as u8; 16]), accepted(day))).to_vec();
     store.commit(&checkpoint).unwrap();
-    let known = |day: u8, today| store.send(&SendKey([day; 16]), today).unwrap();
+    let known = |day: u8, today| store.send(1, &SendKey([day; 16]), today).unwrap();
+    assert_eq!(store.send(2, &SendKey([100; 16]), 100), Ok(None));
     assert_eq!(known(100, 100), Some(accepted(100)));
     assert_eq!(known(100, 101), Some(accepted(100)));
     assert_eq!(known(101, 101), Some(accepted(101)));
@@ -103,4 +106,32 @@ fn sends_are_remembered_for_a_day_at_least_and_two_at_most(store: &dyn Store) {
     assert_eq!(known(100, 101), None);
     assert_eq!(known(101, 102), Some(accepted(101)));
     assert_eq!(known(101, 103), None);
+}
+
+fn a_dump_fills_another_partition_and_a_wiped_one_is_empty(store: &dyn Store) {
+    let place = Some(StatePlace { offset: 9, epoch: 4, seed: 3 });
+    let mut parts = Vec::new();
+    let mut note = |part| {
+        parts.push(part);
+        Ok(())
+    };
+    store.dump(1, 20, &mut note).unwrap();
+    assert!(parts.len() > 3, "{} parts", parts.len());
+    for part in parts {
+        let (inboxes, sends) = (part.inboxes, part.sends);
+        store.commit(&Checkpoint { partition: 7, applied: 51, inboxes, sends, place }).unwrap();
+    }
+    assert_eq!((store.place(7), store.seed(7)), (Ok(place), 3));
+    for user in store.users_after(1, "", 9).unwrap() {
+        assert_eq!(store.inbox(7, &user), store.inbox(1, &user));
+        assert_eq!(sequences(store, 7, &user), sequences(store, 1, &user));
+    }
+    assert!(store.send(7, &SendKey([101; 16]), 102).unwrap().is_some());
+    store.wipe(1).unwrap();
+    assert_eq!((store.applied(1), store.place(1)), (Ok(0), Ok(None)));
+    assert_eq!(store.users_after(1, "", 9).unwrap(), [""; 0]);
+    assert_eq!(sequences(store, 1, "bob"), [0u64; 0]);
+    assert_eq!(store.send(1, &SendKey([101; 16]), 102), Ok(None));
+    assert_eq!(sequences(store, 256, "bob"), [1, 2]);
+    assert_eq!(store.applied(7), Ok(51));
 }

@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | `meta` | `format`, `partitions`, `seed` | little-endian numbers |
 //! | `meta` | `applied/` partition (u16) | offset (u64) |
+//! | `meta` | `place/` partition (u16) | [`StatePlace`]: offset, epoch, seed (u64 each) |
 //! | `inboxes` | partition (u16), user | [`InboxRecord`](crate::record::InboxRecord) |
 //! | `messages` | partition (u16), length of user (u8), user, sequence (u64) | [`MessageRecord`](crate::record::MessageRecord) |
-//! | `sends-DAY` | [`SendKey`] | message id (u64), accepted at (i64) |
+//! | `sends-DAY` | partition (u16), [`SendKey`] | message id (u64), accepted at (i64) |
 //!
 //! Numbers in keys and values are big-endian unless said otherwise. Sends have a keyspace a day, so that
 //! forgetting them is dropping one. A fjall database that failed to write stays poisoned; it is opened
@@ -25,12 +26,12 @@ use fjall::compaction::Leveled;
 use fjall::config::{PartitioningPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
-use super::{Accepted, Checkpoint, Store, StoreError};
+use super::{Accepted, Checkpoint, Dumped, StatePlace, Store, StoreError, dump_through};
 use crate::queue::{Offset, PartitionId};
 use crate::record::SendKey;
 
 /// Version of the layout above.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Most that fjall's journals may take, in bytes, before it flushes what they hold.
 const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// What changed in a keyspace is held in memory up to so many bytes, by fjall's count, then written as a table. While that
@@ -174,8 +175,17 @@ impl DiskStore {
 }
 
 impl Store for DiskStore {
-    fn seed(&self) -> u64 {
-        self.seed
+    fn seed(&self, partition: PartitionId) -> u64 {
+        self.place(partition).ok().flatten().map_or(self.seed, |place| place.seed)
+    }
+
+    fn place(&self, partition: PartitionId) -> Result<Option<StatePlace>, StoreError> {
+        let value = self.working()?.get().meta.get(place_key(partition))?;
+        Ok(value.as_deref().and_then(numbers).map(|[offset, epoch, seed]| StatePlace {
+            offset,
+            epoch,
+            seed,
+        }))
     }
 
     fn applied(&self, partition: PartitionId) -> Result<Offset, StoreError> {
@@ -232,12 +242,17 @@ impl Store for DiskStore {
         Ok(found)
     }
 
-    fn send(&self, key: &SendKey, today: i64) -> Result<Option<Accepted>, StoreError> {
+    fn send(
+        &self,
+        partition: PartitionId,
+        key: &SendKey,
+        today: i64,
+    ) -> Result<Option<Accepted>, StoreError> {
         let working = self.working()?;
         let sends = working.get().sends.read().unwrap_or_else(PoisonError::into_inner);
         for day in [today, today - 1] {
             let Some(keyspace) = sends.get(&day) else { continue };
-            if let Some(value) = keyspace.get(key.0)? {
+            if let Some(value) = keyspace.get(send_key(partition, key))? {
                 return Ok(decode_accepted(&value));
             }
         }
@@ -253,6 +268,34 @@ impl Store for DiskStore {
     fn forget_sends(&self, today: i64) -> Result<(), StoreError> {
         let working = self.working()?;
         self.note(working.get().forget_sends(today))
+    }
+
+    fn wipe(&self, partition: PartitionId) -> Result<(), StoreError> {
+        self.mend()?;
+        let working = self.working()?;
+        self.note(working.get().wipe(partition))
+    }
+
+    fn dump(
+        &self,
+        partition: PartitionId,
+        bytes_max: usize,
+        each: &mut dyn FnMut(Dumped) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let working = self.working()?;
+        let keyspaces: Vec<Keyspace> = {
+            let sends = working.get().sends.read().unwrap_or_else(PoisonError::into_inner);
+            sends.values().cloned().collect()
+        };
+        let stored = keyspaces.iter().flat_map(|sends| sends.range(keys_of(partition)));
+        let sends = stored.filter_map(|pair| match pair.into_inner() {
+            Ok((key, value)) => {
+                let key = SendKey(*key.get(size_of::<PartitionId>()..)?.first_chunk()?);
+                Some(Ok((key, decode_accepted(&value)?)))
+            }
+            Err(error) => Some(Err(error.into())),
+        });
+        dump_through(self, partition, bytes_max, sends, each)
     }
 }
 
@@ -312,7 +355,11 @@ impl Open {
                 batch.remove(&self.messages, message_key(partition, user, sequence));
             }
         }
-        self.put_sends(&mut batch, &checkpoint.sends)?;
+        self.put_sends(&mut batch, partition, &checkpoint.sends)?;
+        if let Some(StatePlace { offset, epoch, seed }) = checkpoint.place {
+            let value = [offset, epoch, seed].map(u64::to_be_bytes).concat();
+            batch.insert(&self.meta, place_key(partition), value);
+        }
         batch.insert(&self.meta, applied_key(partition), checkpoint.applied.to_be_bytes());
         batch.commit()?;
         Ok(())
@@ -321,12 +368,13 @@ impl Open {
     fn put_sends(
         &self,
         batch: &mut OwnedWriteBatch,
+        partition: PartitionId,
         sends: &[(SendKey, Accepted)],
     ) -> Result<(), StoreError> {
         for of_one_day in sends.chunk_by(|(_, one), (_, other)| one.day() == other.day()) {
             let keyspace = self.sends_of(of_one_day[0].1.day())?;
             for (key, accepted) in of_one_day {
-                batch.insert(&keyspace, key.0, encode_accepted(accepted));
+                batch.insert(&keyspace, send_key(partition, key), encode_accepted(accepted));
             }
         }
         Ok(())
@@ -350,6 +398,34 @@ impl Open {
         }
         Ok(())
     }
+
+    fn wipe(&self, partition: PartitionId) -> Result<(), StoreError> {
+        const KEYS: usize = 10_000;
+        // First what says that there is anything.
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        batch.remove(&self.meta, place_key(partition));
+        batch.remove(&self.meta, applied_key(partition));
+        batch.commit()?;
+        let sends: Vec<Keyspace> = {
+            let sends = self.sends.read().unwrap_or_else(PoisonError::into_inner);
+            sends.values().cloned().collect()
+        };
+        for keyspace in [&self.inboxes, &self.messages].into_iter().chain(&sends) {
+            loop {
+                let pairs = keyspace.range(keys_of(partition)).take(KEYS);
+                let keys = pairs.map(|pair| pair.key()).collect::<Result<Vec<_>, _>>()?;
+                let mut batch = self.database.batch();
+                let count = keys.len();
+                keys.into_iter().for_each(|key| batch.remove(keyspace, key));
+                batch.commit()?;
+                if count < KEYS {
+                    break;
+                }
+            }
+        }
+        self.database.persist(PersistMode::SyncData)?;
+        Ok(())
+    }
 }
 
 /// Options of a keyspace that is made with tables in memory of `table_bytes`.
@@ -369,6 +445,19 @@ fn applied_key(partition: PartitionId) -> Vec<u8> {
     [b"applied/".as_slice(), &partition.to_be_bytes()].concat()
 }
 
+fn place_key(partition: PartitionId) -> Vec<u8> {
+    [b"place/".as_slice(), &partition.to_be_bytes()].concat()
+}
+
+fn send_key(partition: PartitionId, key: &SendKey) -> Vec<u8> {
+    [partition.to_be_bytes().as_slice(), &key.0].concat()
+}
+
+/// The keys that begin with a partition; there are never so many that the next has no number.
+fn keys_of(partition: PartitionId) -> Range<[u8; 2]> {
+    partition.to_be_bytes()..(partition + 1).to_be_bytes()
+}
+
 fn inbox_key(partition: PartitionId, user: &str) -> Vec<u8> {
     [partition.to_be_bytes().as_slice(), user.as_bytes()].concat()
 }
@@ -386,12 +475,14 @@ fn encode_accepted(accepted: &Accepted) -> [u8; 16] {
 }
 
 fn decode_accepted(value: &[u8]) -> Option<Accepted> {
-    let (message_id, rest) = value.split_first_chunk::<8>()?;
-    let accepted_at_ms = rest.first_chunk::<8>()?;
-    Some(Accepted {
-        message_id: u64::from_be_bytes(*message_id),
-        accepted_at_ms: i64::from_be_bytes(*accepted_at_ms),
-    })
+    let [message_id, accepted_at_ms] = numbers(value)?;
+    Some(Accepted { message_id, accepted_at_ms: accepted_at_ms.cast_signed() })
+}
+
+/// The numbers that stand in a value.
+fn numbers<const N: usize>(value: &[u8]) -> Option<[u64; N]> {
+    let (numbers, _) = value.as_chunks::<8>();
+    Some(numbers.first_chunk::<N>()?.map(u64::from_be_bytes))
 }
 
 #[cfg(test)]
@@ -416,7 +507,7 @@ mod tests {
         };
         let accepted = Accepted { message_id: applied, accepted_at_ms: 5 };
         let sends = vec![(SendKey([applied as u8; 16]), accepted)];
-        Checkpoint { partition: 1, applied, inboxes: vec![inbox], sends }
+        Checkpoint { partition: 1, applied, inboxes: vec![inbox], sends, place: None }
     }
 
     #[test]
@@ -432,10 +523,10 @@ mod tests {
         store.commit(&checkpoint(3)).unwrap();
         drop(store);
         let store = DiskStore::open(folder.path(), 8, 99, CACHE_BYTES).unwrap();
-        assert_eq!(store.seed(), 7);
+        assert_eq!(store.seed(1), 7);
         assert_eq!(store.applied(1), Ok(3));
         assert_eq!(store.messages(1, "bob", 0..9, 1).unwrap().len(), 1);
-        assert!(store.send(&SendKey([3; 16]), 0).unwrap().is_some());
+        assert!(store.send(1, &SendKey([3; 16]), 0).unwrap().is_some());
     }
 
     #[test]

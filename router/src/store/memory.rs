@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ahash::AHashMap;
 use bytes::Bytes;
 
-use super::{Accepted, Checkpoint, Store, StoreError};
+use super::{Accepted, Checkpoint, Dumped, StatePlace, Store, StoreError, dump_through};
 use crate::queue::{Offset, PartitionId};
 use crate::record::SendKey;
 
@@ -21,7 +21,8 @@ struct State {
     applied: AHashMap<PartitionId, Offset>,
     inboxes: BTreeMap<(PartitionId, String), Bytes>,
     messages: BTreeMap<(PartitionId, String, u64), Bytes>,
-    sends: BTreeMap<(i64, SendKey), Accepted>,
+    sends: BTreeMap<(PartitionId, i64, SendKey), Accepted>,
+    places: AHashMap<PartitionId, StatePlace>,
 }
 
 impl MemoryStore {
@@ -46,8 +47,12 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn seed(&self) -> u64 {
-        0
+    fn seed(&self, partition: PartitionId) -> u64 {
+        self.lock().places.get(&partition).map_or(0, |place| place.seed)
+    }
+
+    fn place(&self, partition: PartitionId) -> Result<Option<StatePlace>, StoreError> {
+        Ok(self.working()?.places.get(&partition).copied())
     }
 
     fn applied(&self, partition: PartitionId) -> Result<Offset, StoreError> {
@@ -92,9 +97,15 @@ impl Store for MemoryStore {
         Ok(found)
     }
 
-    fn send(&self, key: &SendKey, today: i64) -> Result<Option<Accepted>, StoreError> {
+    fn send(
+        &self,
+        partition: PartitionId,
+        key: &SendKey,
+        today: i64,
+    ) -> Result<Option<Accepted>, StoreError> {
         let state = self.working()?;
-        Ok([today, today - 1].iter().find_map(|day| state.sends.get(&(*day, *key)).copied()))
+        let known = |day| state.sends.get(&(partition, day, *key)).copied();
+        Ok([today, today - 1].into_iter().find_map(known))
     }
 
     fn commit(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
@@ -111,15 +122,42 @@ impl Store for MemoryStore {
             }
         }
         for (key, accepted) in &checkpoint.sends {
-            state.sends.insert((accepted.day(), *key), *accepted);
+            state.sends.insert((partition, accepted.day(), *key), *accepted);
+        }
+        if let Some(place) = checkpoint.place {
+            state.places.insert(partition, place);
         }
         state.applied.insert(partition, checkpoint.applied);
         Ok(())
     }
 
     fn forget_sends(&self, today: i64) -> Result<(), StoreError> {
-        self.working()?.sends.retain(|(day, _), _| *day >= today - 1);
+        self.working()?.sends.retain(|(_, day, _), _| *day >= today - 1);
         Ok(())
+    }
+
+    fn wipe(&self, partition: PartitionId) -> Result<(), StoreError> {
+        let mut state = self.working()?;
+        state.places.remove(&partition);
+        state.applied.remove(&partition);
+        state.inboxes.retain(|(other, _), _| *other != partition);
+        state.messages.retain(|(other, ..), _| *other != partition);
+        state.sends.retain(|(other, ..), _| *other != partition);
+        Ok(())
+    }
+
+    fn dump(
+        &self,
+        partition: PartitionId,
+        bytes_max: usize,
+        each: &mut dyn FnMut(Dumped) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let of_partition =
+            |((other, _, key), accepted): (&(PartitionId, i64, SendKey), &Accepted)| {
+                (*other == partition).then_some(Ok((*key, *accepted)))
+            };
+        let sends: Vec<_> = self.working()?.sends.iter().filter_map(of_partition).collect();
+        dump_through(self, partition, bytes_max, sends, each)
     }
 }
 
