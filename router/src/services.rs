@@ -49,3 +49,20 @@ impl Drop for Service {
         let _ = Command::new(&self.script).arg("stop").arg(self.folder.path()).output();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_killed_server_is_gone_and_serves_again_once_it_is_started() {
+        let service = Service::start("nats", &[]);
+        TcpStream::connect(service.address()).unwrap();
+        service.kill_node(1);
+        assert!(TcpStream::connect(service.address()).is_err());
+        service.start_node(1);
+        TcpStream::connect(service.address()).unwrap();
+    }
+}
