@@ -26,6 +26,12 @@ impl Service {
         address.trim().to_owned()
     }
 
+    /// Where the first NATS server speaks about itself: `host:port`.
+    pub(crate) fn monitor(&self) -> String {
+        let port = std::fs::read_to_string(self.folder.path().join("1/monitor-port")).unwrap();
+        format!("127.0.0.1:{}", port.trim())
+    }
+
     /// Kills one server of a cluster, counted from 1.
     pub(crate) fn kill_node(&self, node: usize) {
         self.run("kill-node", &[&node.to_string()]);

@@ -35,6 +35,7 @@ mod contract;
 pub mod embedded;
 mod files;
 pub mod memory;
+pub mod nats;
 
 use bytes::Bytes;
 
