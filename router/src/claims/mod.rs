@@ -11,6 +11,7 @@
 //! (`takeover`), behind which the log refuses the former owner or shows it that it is not alone.
 
 pub mod all;
+pub mod nats;
 
 use tokio::sync::mpsc;
 

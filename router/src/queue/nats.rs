@@ -24,7 +24,7 @@ mod reading;
 mod servers;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trimming;
 
 use std::sync::Arc;

@@ -1,0 +1,454 @@
+//! Claims in a KV bucket of NATS, `CLUSTER-claims`: for the engine `nats`.
+//!
+//! ```text
+//! member.ROUTER ─ { router, start, address }   written anew every third of a lease; unchanged for a lease: dead
+//! partition.N   ─ { router, start } | null     written over the revision that was read, or not at all
+//! ```
+//!
+//! Every router reads the whole bucket every third of a lease, and at once when a claim in it changes; `shares` says who shall
+//! have what, `decisions` what to do about it. Times are measured by each router's own clock.
+
+mod decisions;
+mod shares;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::time::Duration;
+
+use async_nats::jetstream::kv::{Config, CreateErrorKind, Store, UpdateErrorKind};
+use async_nats::jetstream::stream::StorageType;
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures_lite::StreamExt as _;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use self::decisions::{Action, Decisions, Progress};
+use self::table::{
+    Entry, MEMBER_PREFIX, Member, Owner, PARTITION_PREFIX, Table, member_key, partition_key,
+};
+use super::{Change, Ends, Told};
+use crate::queue::nats::{NatsEngine, direct_get, sequence_of};
+use crate::queue::{PartitionId, QueueError};
+
+/// So often within a lease a router says that it is there.
+const BEATS_PER_LEASE: u32 = 3;
+/// The bucket is not read more often than this, however much changes in it.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time that giving everything up may take at the end.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(3);
+/// What a router leaves of its entry goes after this long.
+const TOMBSTONE_AGE: Duration = Duration::from_secs(60 * 60);
+
+/// Who claims.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// Name of the router; no two of a cluster may have the same.
+    pub router_id: String,
+    /// Where edges reach it.
+    pub address: String,
+    /// A router that has not been heard of for this long loses its partitions.
+    pub lease: Duration,
+}
+
+/// Claims partitions until [`Told::Stop`]. While the servers are away it loses all, says so once in the log, and goes on when they
+/// are back. Runs on the caller's runtime.
+///
+/// # Errors
+/// A sentence: another router has the same name. Everything that was gained has been lost by then.
+pub async fn run(engine: NatsEngine, claimant: Claimant, ends: Ends) -> Result<(), QueueError> {
+    Claims::new(engine, claimant, ends).run().await
+}
+
+struct Claims {
+    engine: NatsEngine,
+    ends: Ends,
+    me: Member,
+    key: String,
+    lease: Duration,
+    bucket: String,
+    store: Option<Store>,
+    /// What changes in the bucket, at once; may be incomplete.
+    hints: Option<Subscriber>,
+    table: Table,
+    decisions: Decisions,
+    /// Of our entry; `None` while it is not written, and nothing is claimed.
+    revision: Option<u64>,
+    /// Of an entry with our name that was there before ours.
+    namesake_revision: Option<u64>,
+    /// When our entry was last written, measured before it was sent.
+    renewed_at: Instant,
+    reported: Progress,
+    /// The servers are away, and the log says so.
+    is_away: bool,
+}
+
+/// What a turn found.
+enum Found {
+    /// All is as it should be.
+    Order,
+    /// Another router with our name.
+    Namesake,
+}
+
+impl Claims {
+    fn new(engine: NatsEngine, claimant: Claimant, ends: Ends) -> Self {
+        let owner = Owner { router: claimant.router_id, start: fastrand::u64(..) };
+        let partitions = engine.partitions();
+        Self {
+            bucket: format!("{}-claims", engine.cluster()),
+            engine,
+            ends,
+            key: member_key(&owner.router),
+            lease: claimant.lease,
+            store: None,
+            hints: None,
+            table: Table::new(partitions),
+            decisions: Decisions::new(owner.clone(), claimant.lease, partitions),
+            me: Member { owner, address: claimant.address },
+            revision: None,
+            namesake_revision: None,
+            renewed_at: Instant::now(),
+            reported: Progress::default(),
+            is_away: false,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), QueueError> {
+        loop {
+            let begun = Instant::now();
+            match self.turn().await {
+                Ok(Found::Order) => self.note_back(),
+                Ok(Found::Namesake) => {
+                    self.lose_all();
+                    return Err(QueueError(format!(
+                        "--router-id: another router of this cluster is named {}",
+                        self.me.owner.router
+                    )));
+                }
+                Err(error) => self.note_away(&error),
+            }
+            if self.wait(begun).await {
+                self.leave().await;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Says that we are there, when that is due, looks at the bucket, and does what follows from it.
+    async fn turn(&mut self) -> Result<Found, QueueError> {
+        let store = self.store().await?;
+        let Some(revision) = self.revision else {
+            self.look(MEMBER_PREFIX).await?;
+            return self.enter(&store).await;
+        };
+        if self.renewed_at.elapsed() >= self.beat() && !self.renew(&store, revision).await? {
+            return self.reconsider().await;
+        }
+        self.look(MEMBER_PREFIX).await?;
+        self.look(PARTITION_PREFIX).await?;
+        let actions = self.decisions.decide(Instant::now(), &self.table);
+        self.act(&store, actions).await?;
+        self.report();
+        Ok(Found::Order)
+    }
+
+    /// Waits for the next turn: the time, a change, something that is told. True when it is over.
+    async fn wait(&mut self, begun: Instant) -> bool {
+        let pause = if self.is_away { self.beat() / 2 } else { self.beat() };
+        let expiry = self.renewed_at + self.lease;
+        let next = if self.revision.is_some() { expiry.min(begun + pause) } else { begun + pause };
+        let prefix = self.prefix();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => break,
+                told = self.ends.told.recv() => match told {
+                    None | Some(Told::Stop) => return true,
+                    Some(Told::Released(partition)) => {
+                        self.decisions.released(Instant::now(), partition);
+                        break;
+                    }
+                },
+                hint = next_hint(&mut self.hints) => if is_news(&self.table, &prefix, &hint) { break },
+            }
+        }
+        // What comes together is answered together.
+        tokio::time::sleep_until(begun + LOOK_PAUSE).await;
+        while let Ok(told) = self.ends.told.try_recv() {
+            match told {
+                Told::Stop => return true,
+                Told::Released(partition) => self.decisions.released(Instant::now(), partition),
+            }
+        }
+        if self.revision.is_some() && Instant::now() >= expiry {
+            tracing::warn!(
+                "the lease ran out: all partitions are lost until the NATS servers answer"
+            );
+            self.lose_all();
+        }
+        false
+    }
+
+    fn beat(&self) -> Duration {
+        self.lease / BEATS_PER_LEASE
+    }
+
+    fn prefix(&self) -> String {
+        format!("$KV.{}.", self.bucket)
+    }
+
+    /// Bounds what is asked of the servers, so that the end of the lease is not missed over it.
+    async fn ask<T>(&self, question: impl Future<Output = T>) -> Result<T, QueueError> {
+        let (now, expiry) = (Instant::now(), self.renewed_at + self.lease);
+        let until = now + self.beat();
+        let until = if now < expiry { until.min(expiry) } else { until };
+        timeout_at(until, question)
+            .await
+            .map_err(|_| QueueError("the NATS servers do not answer".to_owned()))
+    }
+
+    /// The bucket, made when it is not there.
+    async fn store(&mut self) -> Result<Store, QueueError> {
+        if let Some(store) = &self.store {
+            return Ok(store.clone());
+        }
+        let context = self.engine.context();
+        let told =
+            |error: &dyn std::error::Error| QueueError(format!("bucket {}: {error}", self.bucket));
+        let config = Config {
+            bucket: self.bucket.clone(),
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: self.engine.replicas(),
+            limit_markers: Some(TOMBSTONE_AGE),
+            ..Config::default()
+        };
+        let store = match context.get_key_value(&self.bucket).await {
+            Ok(store) => store,
+            // Where another router is faster, both have asked for the same, which is no error.
+            Err(_) => context.create_key_value(config).await.map_err(|error| told(&error))?,
+        };
+        let subject = format!("{}>", self.prefix());
+        let hints = self.engine.client().subscribe(subject).await;
+        self.hints = Some(hints.map_err(|error| told(&error))?);
+        self.store = Some(store.clone());
+        Ok(store)
+    }
+
+    /// Reads the entries of one kind.
+    async fn look(&mut self, kind: &str) -> Result<(), QueueError> {
+        let (stream, prefix) = (format!("KV_{}", self.bucket), self.prefix());
+        let request = format!(r#"{{"multi_last":["{prefix}{kind}>"]}}"#);
+        let answers = self.ask(direct_get(self.engine.context(), &stream, request)).await??;
+        let now = Instant::now();
+        for message in answers {
+            if let Some(entry) = Entry::read(&prefix, &message, sequence_of(&message)) {
+                self.table.note(now, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes our entry for the first time, once one of the same name is known to be dead.
+    async fn enter(&mut self, store: &Store) -> Result<Found, QueueError> {
+        let begun = Instant::now();
+        let over = match self.table.members.get(&self.key) {
+            Some(known) if known.owner != self.me.owner => {
+                // What is there at first may be left from one that died. Written anew, it lives.
+                if *self.namesake_revision.get_or_insert(known.revision) != known.revision {
+                    return Ok(Found::Namesake);
+                }
+                if begun.duration_since(known.seen_at) <= self.lease {
+                    return Ok(Found::Order);
+                }
+                Some(known.revision)
+            }
+            known => known.map(|known| known.revision),
+        };
+        let written = self.ask(write(store, &self.key, self.value()?, over)).await?;
+        // Refused where another wrote in between: the next turn sees whom.
+        if let Some(revision) = written? {
+            self.revision = Some(revision);
+            self.renewed_at = begun;
+            let (key, member) = (self.key.clone(), Some(self.me.clone()));
+            self.table.note(begun, Entry::Member { key, member, revision });
+        }
+        Ok(Found::Order)
+    }
+
+    /// Says that we are there. False when our entry is not as we left it.
+    async fn renew(&mut self, store: &Store, revision: u64) -> Result<bool, QueueError> {
+        let begun = Instant::now();
+        let written = self.ask(write(store, &self.key, self.value()?, Some(revision))).await??;
+        if written.is_some() {
+            self.revision = written;
+            self.renewed_at = begun;
+        }
+        Ok(written.is_some())
+    }
+
+    /// Our entry is not as we left it. A write of ours may have been stored although nobody said so; or it was taken for dead, and
+    /// removed, or taken by a router of the same name.
+    async fn reconsider(&mut self) -> Result<Found, QueueError> {
+        self.look(MEMBER_PREFIX).await?;
+        match self.table.members.get(&self.key) {
+            Some(known) if known.owner == self.me.owner => self.revision = Some(known.revision),
+            Some(_) => return Ok(Found::Namesake),
+            None => self.lose_all(),
+        }
+        Err(QueueError("the entry of this router was not as it left it".to_owned()))
+    }
+
+    fn value(&self) -> Result<Bytes, QueueError> {
+        to_json(&self.me)
+    }
+
+    async fn act(&mut self, store: &Store, actions: Vec<Action>) -> Result<(), QueueError> {
+        let mut writing = JoinSet::new();
+        for action in actions {
+            let store = store.clone();
+            match action {
+                Action::Tell(change) => self.tell(change),
+                Action::Bury(key, revision) => {
+                    writing.spawn(async move {
+                        remove(&store, &key, revision).await;
+                        None
+                    });
+                }
+                Action::Claim(partition, over) => {
+                    let owner = Some(self.me.owner.clone());
+                    writing.spawn(write_claim(store, partition, owner, over));
+                }
+                Action::Free(partition, over) => {
+                    writing.spawn(write_claim(store, partition, None, over));
+                }
+            }
+        }
+        // Whatever is refused, or not done in time, is decided about anew.
+        while let Some(written) = self.ask(writing.join_next()).await? {
+            let Ok(Some((partition, owner, revision))) = written else { continue };
+            let is_ours = owner.is_some();
+            self.table.note(Instant::now(), Entry::Claim { partition, owner, revision });
+            if is_ours {
+                let change = self.decisions.claimed(partition);
+                self.tell(change);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, change: Change) {
+        // Where nobody listens, Told::Stop or the end of the channel comes next.
+        let _ = self.ends.changes.send(change);
+    }
+
+    /// All that was gained is lost; what is in the bucket is read as if for the first time.
+    fn lose_all(&mut self) {
+        for change in self.decisions.lose_all() {
+            self.tell(change);
+        }
+        self.table = Table::new(self.engine.partitions());
+        self.revision = None;
+        self.namesake_revision = None;
+    }
+
+    /// Without our entry nothing is ours, and the others see that at once.
+    async fn leave(&mut self) {
+        if let (Some(store), Some(revision)) = (&self.store, self.revision) {
+            let _ = timeout(LEAVE_DEADLINE, remove(store, &self.key, revision)).await;
+        }
+    }
+
+    fn report(&mut self) {
+        let progress = self.decisions.progress;
+        if progress != self.reported {
+            let Progress { here, to_come, to_go, routers } = progress;
+            tracing::info!(here, to_come, to_go, routers, "partitions of this router");
+            self.reported = progress;
+        }
+    }
+
+    fn note_away(&mut self, error: &QueueError) {
+        if !self.is_away {
+            tracing::warn!(%error, "partitions cannot be claimed; trying again");
+        }
+        self.is_away = true;
+    }
+
+    fn note_back(&mut self) {
+        if self.is_away {
+            tracing::info!("partitions can be claimed again");
+        }
+        self.is_away = false;
+    }
+}
+
+/// The next change; never, while there is no subscription.
+async fn next_hint(hints: &mut Option<Subscriber>) -> Message {
+    if let Some(hints) = hints
+        && let Some(hint) = hints.next().await
+    {
+        return hint;
+    }
+    std::future::pending().await
+}
+
+/// Whether a change says more than that a known router is still there.
+fn is_news(table: &Table, prefix: &str, hint: &Message) -> bool {
+    let is_gone = hint.headers.as_ref().is_some_and(table::is_removal);
+    let key = hint.subject.strip_prefix(prefix).unwrap_or_default();
+    is_gone || !table.members.contains_key(key)
+}
+
+/// Writes over a revision, or where there is nothing. Gives the new revision; `None` when something else is there.
+async fn write(
+    store: &Store,
+    key: &str,
+    value: Bytes,
+    over: Option<u64>,
+) -> Result<Option<u64>, QueueError> {
+    let told = |error: &dyn std::error::Error| QueueError(format!("{key}: {error}"));
+    match over {
+        Some(revision) => match store.update(key, value, revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+            Err(error) => Err(told(&error)),
+        },
+        None => match store.create(key, value).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(told(&error)),
+        },
+    }
+}
+
+/// Writes a claim over a revision (0: there never was one). Gives what stands there then; `None` when it was not written.
+async fn write_claim(
+    store: Store,
+    partition: PartitionId,
+    owner: Option<Owner>,
+    over: u64,
+) -> Option<(PartitionId, Option<Owner>, u64)> {
+    let value = to_json(&owner).ok()?;
+    match write(&store, &partition_key(partition), value, Some(over)).await {
+        Ok(revision) => Some((partition, owner, revision?)),
+        Err(error) => {
+            tracing::debug!(partition, %error, "a claim was not written");
+            None
+        }
+    }
+}
+
+/// Removes an entry that still has this revision. What tells of that goes after a while.
+async fn remove(store: &Store, key: &str, revision: u64) {
+    let removed = store.purge_expect_revision_with_ttl(key, revision, TOMBSTONE_AGE).await;
+    if let Err(error) = removed {
+        tracing::debug!(key, %error, "an entry was not removed");
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Bytes, QueueError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| QueueError(error.to_string()))
+}
