@@ -13,6 +13,10 @@ use crate::queue::{Log, PartitionId, QueueError};
 /// Nothing is told apart by message ids here: the shortest that a server takes, with room.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
 
+/// While a stream has no leader, what is asked about it is dropped. It is asked again after so long, so many times.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASKED_MAX: usize = 5;
+
 /// Name of the stream.
 pub(super) fn name(cluster: &str, log: Log, partition: PartitionId) -> String {
     format!("{cluster}-{}-{partition}", log_name(log))
@@ -60,11 +64,13 @@ pub(super) async fn ensure(context: &Context, wanted: Config) -> Result<Stream, 
 
 /// What a stream's leader says about it.
 pub(super) async fn info(stream: &Stream) -> Result<Info, QueueError> {
-    stream.get_info().await.map_err(|error| silent(&stream.cached_info().config.name, &error))
+    let name = &stream.cached_info().config.name;
+    let info = asked(name, || stream.get_info()).await?;
+    info.map_err(|error| silent(name, &error))
 }
 
 async fn find(context: &Context, name: &str) -> Result<Option<Stream>, QueueError> {
-    match context.get_stream(name).await {
+    match asked(name, || context.get_stream(name)).await? {
         Ok(stream) => Ok(Some(stream)),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(told)
@@ -94,6 +100,18 @@ async fn create(context: &Context, wanted: &Config) -> Result<Stream, QueueError
         "stream {} with {} replicas could not be made: {error}",
         wanted.name, wanted.num_replicas
     )))
+}
+
+async fn asked<T, F: Future<Output = T>>(
+    name: &str,
+    question: impl Fn() -> F,
+) -> Result<T, QueueError> {
+    for _ in 0..ASKED_MAX {
+        if let Ok(answer) = tokio::time::timeout(ASK_AGAIN, question()).await {
+            return Ok(answer);
+        }
+    }
+    Err(QueueError(format!("no NATS server leads stream {name} at the moment")))
 }
 
 fn gone(name: &str) -> QueueError {

@@ -299,9 +299,12 @@ fn nothing_acknowledged_is_lost_when_a_server_is_killed_and_when_all_are() {
     let engine = connect(&service, 3);
     let mut writer = Writer { engine, queue: None, acknowledged: Vec::new(), tried: 0 };
     writer.append_some();
-    service.kill_node(2);
+    let stream = on(&writer.engine, writer.engine.context().get_stream("test-messages-0"));
+    let leader = stream.unwrap().cached_info().cluster.as_ref().unwrap().leader.clone().unwrap();
+    let leader = leader.trim_start_matches("nats-").parse().unwrap();
+    service.kill_node(leader);
     writer.append_some();
-    service.start_node(2);
+    service.start_node(leader);
     writer.append_some();
     for node in 1..=3 {
         service.kill_node(node);
