@@ -8,6 +8,7 @@
 //! Every router reads the whole bucket every third of a lease, and at once when a claim in it changes; `shares` says who shall
 //! have what, `decisions` what to do about it. Times are measured by each router's own clock.
 
+mod bucket;
 mod decisions;
 mod shares;
 mod table;
@@ -17,21 +18,17 @@ mod tests;
 use std::future::Future;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Config, CreateErrorKind, Store, UpdateErrorKind};
-use async_nats::jetstream::stream::StorageType;
 use async_nats::{Message, Subscriber};
-use bytes::Bytes;
 use futures_lite::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::bucket::{Bucket, is_news};
 use self::decisions::{Action, Decisions, Progress};
-use self::table::{
-    Entry, MEMBER_PREFIX, Member, Owner, PARTITION_PREFIX, Table, member_key, partition_key,
-};
+use self::table::{Entry, MEMBER_PREFIX, Member, Owner, PARTITION_PREFIX, Table, member_key};
 use super::{Change, Ends, Told};
-use crate::queue::nats::{NatsEngine, direct_get, sequence_of};
-use crate::queue::{PartitionId, QueueError};
+use crate::queue::QueueError;
+use crate::queue::nats::NatsEngine;
 
 /// So often within a lease a router says that it is there.
 const BEATS_PER_LEASE: u32 = 3;
@@ -39,8 +36,6 @@ const BEATS_PER_LEASE: u32 = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time that giving everything up may take at the end.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(3);
-/// What a router leaves of its entry goes after this long.
-const TOMBSTONE_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// Who claims.
 #[derive(Debug, Clone)]
@@ -68,8 +63,7 @@ struct Claims {
     me: Member,
     key: String,
     lease: Duration,
-    bucket: String,
-    store: Option<Store>,
+    bucket: Option<Bucket>,
     /// What changes in the bucket, at once; may be incomplete.
     hints: Option<Subscriber>,
     table: Table,
@@ -98,12 +92,11 @@ impl Claims {
         let owner = Owner { router: claimant.router_id, start: fastrand::u64(..) };
         let partitions = engine.partitions();
         Self {
-            bucket: format!("{}-claims", engine.cluster()),
             engine,
             ends,
             key: member_key(&owner.router),
             lease: claimant.lease,
-            store: None,
+            bucket: None,
             hints: None,
             table: Table::new(partitions),
             decisions: Decisions::new(owner.clone(), claimant.lease, partitions),
@@ -139,18 +132,18 @@ impl Claims {
 
     /// Says that we are there, when that is due, looks at the bucket, and does what follows from it.
     async fn turn(&mut self) -> Result<Found, QueueError> {
-        let store = self.store().await?;
+        let bucket = self.bucket().await?;
         let Some(revision) = self.revision else {
-            self.look(MEMBER_PREFIX).await?;
-            return self.enter(&store).await;
+            self.look(&bucket, MEMBER_PREFIX).await?;
+            return self.enter(&bucket).await;
         };
-        if self.renewed_at.elapsed() >= self.beat() && !self.renew(&store, revision).await? {
-            return self.reconsider().await;
+        if self.renewed_at.elapsed() >= self.beat() && !self.renew(&bucket, revision).await? {
+            return self.reconsider(&bucket).await;
         }
-        self.look(MEMBER_PREFIX).await?;
-        self.look(PARTITION_PREFIX).await?;
+        self.look(&bucket, MEMBER_PREFIX).await?;
+        self.look(&bucket, PARTITION_PREFIX).await?;
         let actions = self.decisions.decide(Instant::now(), &self.table);
-        self.act(&store, actions).await?;
+        self.act(&bucket, actions).await?;
         self.report();
         Ok(Found::Order)
     }
@@ -160,7 +153,6 @@ impl Claims {
         let pause = if self.is_away { self.beat() / 2 } else { self.beat() };
         let expiry = self.renewed_at + self.lease;
         let next = if self.revision.is_some() { expiry.min(begun + pause) } else { begun + pause };
-        let prefix = self.prefix();
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => break,
@@ -171,7 +163,7 @@ impl Claims {
                         break;
                     }
                 },
-                hint = next_hint(&mut self.hints) => if is_news(&self.table, &prefix, &hint) { break },
+                hint = next_hint(&mut self.hints) => if is_news(&self.table, &hint) { break },
             }
         }
         // What comes together is answered together.
@@ -195,10 +187,6 @@ impl Claims {
         self.lease / BEATS_PER_LEASE
     }
 
-    fn prefix(&self) -> String {
-        format!("$KV.{}.", self.bucket)
-    }
-
     /// Bounds what is asked of the servers, so that the end of the lease is not missed over it.
     async fn ask<T>(&self, question: impl Future<Output = T>) -> Result<T, QueueError> {
         let (now, expiry) = (Instant::now(), self.renewed_at + self.lease);
@@ -210,49 +198,25 @@ impl Claims {
     }
 
     /// The bucket, made when it is not there.
-    async fn store(&mut self) -> Result<Store, QueueError> {
-        if let Some(store) = &self.store {
-            return Ok(store.clone());
+    async fn bucket(&mut self) -> Result<Bucket, QueueError> {
+        if let Some(bucket) = &self.bucket {
+            return Ok(bucket.clone());
         }
-        let context = self.engine.context();
-        let told =
-            |error: &dyn std::error::Error| QueueError(format!("bucket {}: {error}", self.bucket));
-        let config = Config {
-            bucket: self.bucket.clone(),
-            history: 1,
-            storage: StorageType::File,
-            num_replicas: self.engine.replicas(),
-            limit_markers: Some(TOMBSTONE_AGE),
-            ..Config::default()
-        };
-        let store = match context.get_key_value(&self.bucket).await {
-            Ok(store) => store,
-            // Where another router is faster, both have asked for the same, which is no error.
-            Err(_) => context.create_key_value(config).await.map_err(|error| told(&error))?,
-        };
-        let subject = format!("{}>", self.prefix());
-        let hints = self.engine.client().subscribe(subject).await;
-        self.hints = Some(hints.map_err(|error| told(&error))?);
-        self.store = Some(store.clone());
-        Ok(store)
+        let bucket = Bucket::open(&self.engine).await?;
+        self.hints = Some(bucket.changes(&self.engine).await?);
+        Ok(self.bucket.insert(bucket).clone())
     }
 
     /// Reads the entries of one kind.
-    async fn look(&mut self, kind: &str) -> Result<(), QueueError> {
-        let (stream, prefix) = (format!("KV_{}", self.bucket), self.prefix());
-        let request = format!(r#"{{"multi_last":["{prefix}{kind}>"]}}"#);
-        let answers = self.ask(direct_get(self.engine.context(), &stream, request)).await??;
+    async fn look(&mut self, bucket: &Bucket, kind: &str) -> Result<(), QueueError> {
+        let entries = self.ask(bucket.entries(kind)).await??;
         let now = Instant::now();
-        for message in answers {
-            if let Some(entry) = Entry::read(&prefix, &message, sequence_of(&message)) {
-                self.table.note(now, entry);
-            }
-        }
+        entries.into_iter().for_each(|entry| self.table.note(now, entry));
         Ok(())
     }
 
     /// Writes our entry for the first time, once one of the same name is known to be dead.
-    async fn enter(&mut self, store: &Store) -> Result<Found, QueueError> {
+    async fn enter(&mut self, bucket: &Bucket) -> Result<Found, QueueError> {
         let begun = Instant::now();
         let over = match self.table.members.get(&self.key) {
             Some(known) if known.owner != self.me.owner => {
@@ -267,7 +231,7 @@ impl Claims {
             }
             known => known.map(|known| known.revision),
         };
-        let written = self.ask(write(store, &self.key, self.value()?, over)).await?;
+        let written = self.ask(bucket.write(&self.key, &self.me, over)).await?;
         // Refused where another wrote in between: the next turn sees whom.
         if let Some(revision) = written? {
             self.revision = Some(revision);
@@ -279,9 +243,9 @@ impl Claims {
     }
 
     /// Says that we are there. False when our entry is not as we left it.
-    async fn renew(&mut self, store: &Store, revision: u64) -> Result<bool, QueueError> {
+    async fn renew(&mut self, bucket: &Bucket, revision: u64) -> Result<bool, QueueError> {
         let begun = Instant::now();
-        let written = self.ask(write(store, &self.key, self.value()?, Some(revision))).await??;
+        let written = self.ask(bucket.write(&self.key, &self.me, Some(revision))).await??;
         if written.is_some() {
             self.revision = written;
             self.renewed_at = begun;
@@ -291,8 +255,8 @@ impl Claims {
 
     /// Our entry is not as we left it. A write of ours may have been stored although nobody said so; or it was taken for dead, and
     /// removed, or taken by a router of the same name.
-    async fn reconsider(&mut self) -> Result<Found, QueueError> {
-        self.look(MEMBER_PREFIX).await?;
+    async fn reconsider(&mut self, bucket: &Bucket) -> Result<Found, QueueError> {
+        self.look(bucket, MEMBER_PREFIX).await?;
         match self.table.members.get(&self.key) {
             Some(known) if known.owner == self.me.owner => self.revision = Some(known.revision),
             Some(_) => return Ok(Found::Namesake),
@@ -301,28 +265,24 @@ impl Claims {
         Err(QueueError("the entry of this router was not as it left it".to_owned()))
     }
 
-    fn value(&self) -> Result<Bytes, QueueError> {
-        to_json(&self.me)
-    }
-
-    async fn act(&mut self, store: &Store, actions: Vec<Action>) -> Result<(), QueueError> {
+    async fn act(&mut self, bucket: &Bucket, actions: Vec<Action>) -> Result<(), QueueError> {
         let mut writing = JoinSet::new();
         for action in actions {
-            let store = store.clone();
+            let bucket = bucket.clone();
             match action {
                 Action::Tell(change) => self.tell(change),
                 Action::Bury(key, revision) => {
                     writing.spawn(async move {
-                        remove(&store, &key, revision).await;
+                        bucket.remove(&key, revision).await;
                         None
                     });
                 }
                 Action::Claim(partition, over) => {
                     let owner = Some(self.me.owner.clone());
-                    writing.spawn(write_claim(store, partition, owner, over));
+                    writing.spawn(bucket.write_claim(partition, owner, over));
                 }
                 Action::Free(partition, over) => {
-                    writing.spawn(write_claim(store, partition, None, over));
+                    writing.spawn(bucket.write_claim(partition, None, over));
                 }
             }
         }
@@ -356,8 +316,8 @@ impl Claims {
 
     /// Without our entry nothing is ours, and the others see that at once.
     async fn leave(&mut self) {
-        if let (Some(store), Some(revision)) = (&self.store, self.revision) {
-            let _ = timeout(LEAVE_DEADLINE, remove(store, &self.key, revision)).await;
+        if let (Some(bucket), Some(revision)) = (&self.bucket, self.revision) {
+            let _ = timeout(LEAVE_DEADLINE, bucket.remove(&self.key, revision)).await;
         }
     }
 
@@ -393,62 +353,4 @@ async fn next_hint(hints: &mut Option<Subscriber>) -> Message {
         return hint;
     }
     std::future::pending().await
-}
-
-/// Whether a change says more than that a known router is still there.
-fn is_news(table: &Table, prefix: &str, hint: &Message) -> bool {
-    let is_gone = hint.headers.as_ref().is_some_and(table::is_removal);
-    let key = hint.subject.strip_prefix(prefix).unwrap_or_default();
-    is_gone || !table.members.contains_key(key)
-}
-
-/// Writes over a revision, or where there is nothing. Gives the new revision; `None` when something else is there.
-async fn write(
-    store: &Store,
-    key: &str,
-    value: Bytes,
-    over: Option<u64>,
-) -> Result<Option<u64>, QueueError> {
-    let told = |error: &dyn std::error::Error| QueueError(format!("{key}: {error}"));
-    match over {
-        Some(revision) => match store.update(key, value, revision).await {
-            Ok(revision) => Ok(Some(revision)),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(told(&error)),
-        },
-        None => match store.create(key, value).await {
-            Ok(revision) => Ok(Some(revision)),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(told(&error)),
-        },
-    }
-}
-
-/// Writes a claim over a revision (0: there never was one). Gives what stands there then; `None` when it was not written.
-async fn write_claim(
-    store: Store,
-    partition: PartitionId,
-    owner: Option<Owner>,
-    over: u64,
-) -> Option<(PartitionId, Option<Owner>, u64)> {
-    let value = to_json(&owner).ok()?;
-    match write(&store, &partition_key(partition), value, Some(over)).await {
-        Ok(revision) => Some((partition, owner, revision?)),
-        Err(error) => {
-            tracing::debug!(partition, %error, "a claim was not written");
-            None
-        }
-    }
-}
-
-/// Removes an entry that still has this revision. What tells of that goes after a while.
-async fn remove(store: &Store, key: &str, revision: u64) {
-    let removed = store.purge_expect_revision_with_ttl(key, revision, TOMBSTONE_AGE).await;
-    if let Err(error) = removed {
-        tracing::debug!(key, %error, "an entry was not removed");
-    }
-}
-
-fn to_json(value: &impl serde::Serialize) -> Result<Bytes, QueueError> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| QueueError(error.to_string()))
 }

@@ -4,6 +4,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::queue::PartitionId;
 use crate::queue::nats::tests::config;
 use crate::services::Service;
 

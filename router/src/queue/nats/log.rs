@@ -43,7 +43,7 @@ pub(super) struct Partition {
     subject: Arc<str>,
     /// Offset of the next record.
     next: Offset,
-    /// Records below it are never given offsets here, see [`Queue::skip_to`].
+    /// No offset below it is given: see [`Queue::skip_to`].
     least: Offset,
     /// Sequences of its first and last message, as far as is known. There may be none: then the first is above the last.
     pub(super) first_sequence: u64,

@@ -102,6 +102,7 @@ async fn create(context: &Context, wanted: &Config) -> Result<Stream, QueueError
     )))
 }
 
+/// Asks until there is an answer, whatever it is.
 async fn asked<T, F: Future<Output = T>>(
     name: &str,
     question: impl Fn() -> F,
@@ -111,7 +112,7 @@ async fn asked<T, F: Future<Output = T>>(
             return Ok(answer);
         }
     }
-    Err(QueueError(format!("no NATS server leads stream {name} at the moment")))
+    Err(QueueError(format!("no NATS server answers for stream {name} at the moment")))
 }
 
 fn gone(name: &str) -> QueueError {
