@@ -162,7 +162,11 @@ is_gone() {
 stop_all() {
     local node deadline=$((SECONDS + stop_seconds_max))
     for node in $(nodes); do
-        is_running "$node" && kill -TERM "$(cat "$folder/$node/pid")"
+        if is_running "$node"; then
+            kill -TERM "$(cat "$folder/$node/pid")"
+            # It may have been paused.
+            kill -CONT "$(cat "$folder/$node/pid")" 2>/dev/null || true
+        fi
     done
     for node in $(nodes); do
         while is_running "$node" && ((SECONDS < deadline)); do

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// One server, or a cluster of them, on free ports and in a temporary folder. Ends with its owner.
@@ -40,6 +41,31 @@ impl Service {
     /// Starts a server that was killed, where it was, with what it had; waits until it serves.
     pub(crate) fn start_node(&self, node: usize) {
         self.run("start-node", &[&node.to_string()]);
+    }
+
+    /// Stops a server where it is (SIGSTOP): it takes connections, and answers nothing.
+    pub(crate) fn pause_node(&self, node: usize) {
+        let threads = format!("/proc/{}/task", self.signal(node, Signal::STOP));
+        let stands = |thread: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        };
+        // A signal is on its way for a moment.
+        while !std::fs::read_dir(&threads).unwrap().all(|thread| stands(thread.unwrap())) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets a server go on that was paused.
+    pub(crate) fn resume_node(&self, node: usize) {
+        self.signal(node, Signal::CONT);
+    }
+
+    fn signal(&self, node: usize, signal: Signal) -> i32 {
+        let file = self.folder.path().join(node.to_string()).join("pid");
+        let pid = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+        pid
     }
 
     fn run(&self, verb: &str, options: &[&str]) {

@@ -284,6 +284,10 @@ impl Writer {
             let records = contract::read(&mut *queue, partition, 1);
             let offsets: Vec<_> = records.iter().map(|record| record.offset).collect();
             assert_eq!(offsets, (1..=records.len() as u64).collect::<Vec<_>>());
+            let mut texts: Vec<_> = records.iter().map(|record| &record.bytes).collect();
+            texts.sort_unstable();
+            texts.dedup();
+            assert_eq!(texts.len(), records.len(), "nothing is stored twice");
             for (_, offset, number) in
                 self.acknowledged.iter().filter(|(place, ..)| *place == partition)
             {
@@ -291,6 +295,22 @@ impl Writer {
             }
         }
     }
+}
+
+#[test]
+fn what_a_silent_server_was_sent_is_refused_in_time_and_stored_once_or_never() {
+    let service = Service::start("nats", &[]);
+    let engine = connect(&service, 1);
+    let mut writer = Writer { engine, queue: None, acknowledged: Vec::new(), tried: 0 };
+    writer.append_some();
+    service.pause_node(1);
+    let begun = now();
+    assert!(writer.append().is_err());
+    let took = now() - begun;
+    assert!(took < APPEND_DEADLINE + Duration::from_secs(1), "{took:?}");
+    service.resume_node(1);
+    writer.append_some();
+    writer.check();
 }
 
 #[test]
