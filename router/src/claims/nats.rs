@@ -7,6 +7,10 @@
 //!
 //! Every router reads the whole bucket every third of a lease, and at once when a claim in it changes; `shares` says who shall
 //! have what, `decisions` what to do about it. Times are measured by each router's own clock.
+//!
+//! A router that cannot say that it is there loses all when its lease runs out: others may have taken it over. There is one
+//! exception. When the server that leads the bucket dies, nobody can write to it until the others have elected the next, which
+//! takes longer than a lease. A router whose connection stands waits for that, and nobody is taken for dead over it.
 
 mod bucket;
 mod decisions;
@@ -18,6 +22,7 @@ mod tests;
 use std::future::Future;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
 use futures_lite::StreamExt as _;
 use tokio::task::JoinSet;
@@ -34,6 +39,8 @@ use crate::queue::nats::NatsEngine;
 const BEATS_PER_LEASE: u32 = 3;
 /// The bucket is not read more often than this, however much changes in it.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// What servers may take to elect a leader: 4 to 9 s, and the same once more where the vote was split.
+const ELECTION_MAX: Duration = Duration::from_secs(20);
 /// Longest time that giving everything up may take at the end.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -137,7 +144,8 @@ impl Claims {
             self.look(&bucket, MEMBER_PREFIX).await?;
             return self.enter(&bucket).await;
         };
-        if self.renewed_at.elapsed() >= self.beat() && !self.renew(&bucket, revision).await? {
+        // Turns come every beat, a little early or late.
+        if self.renewed_at.elapsed() >= self.beat() / 2 && !self.renew(&bucket, revision).await? {
             return self.reconsider(&bucket).await;
         }
         self.look(&bucket, MEMBER_PREFIX).await?;
@@ -151,7 +159,7 @@ impl Claims {
     /// Waits for the next turn: the time, a change, something that is told. True when it is over.
     async fn wait(&mut self, begun: Instant) -> bool {
         let pause = if self.is_away { self.beat() / 2 } else { self.beat() };
-        let expiry = self.renewed_at + self.lease;
+        let expiry = self.expiry();
         let next = if self.revision.is_some() { expiry.min(begun + pause) } else { begun + pause };
         loop {
             tokio::select! {
@@ -174,7 +182,7 @@ impl Claims {
                 Told::Released(partition) => self.decisions.released(Instant::now(), partition),
             }
         }
-        if self.revision.is_some() && Instant::now() >= expiry {
+        if self.revision.is_some() && Instant::now() >= self.expiry() {
             tracing::warn!(
                 "the lease ran out: all partitions are lost until the NATS servers answer"
             );
@@ -185,6 +193,13 @@ impl Claims {
 
     fn beat(&self) -> Duration {
         self.lease / BEATS_PER_LEASE
+    }
+
+    /// When all is lost unless we can say before that we are there.
+    fn expiry(&self) -> Instant {
+        let is_connected = self.engine.client().connection_state() == State::Connected;
+        let patience = if is_connected { ELECTION_MAX.max(self.lease) } else { self.lease };
+        self.renewed_at + patience
     }
 
     /// Bounds what is asked of the servers, so that the end of the lease is not missed over it.
@@ -247,6 +262,10 @@ impl Claims {
         let begun = Instant::now();
         let written = self.ask(bucket.write(&self.key, &self.me, Some(revision))).await??;
         if written.is_some() {
+            if begun.duration_since(self.renewed_at) > self.lease {
+                // The others could not write either.
+                self.table.hear_of_all(begun);
+            }
             self.revision = written;
             self.renewed_at = begun;
         }

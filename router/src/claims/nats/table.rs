@@ -83,6 +83,11 @@ impl Table {
         }
     }
 
+    /// Nobody is dead for not having been heard of until now.
+    pub(super) fn hear_of_all(&mut self, now: Instant) {
+        self.members.values_mut().for_each(|known| known.seen_at = now);
+    }
+
     /// Those who have been heard of within the lease.
     pub(super) fn live(&self, now: Instant, lease: Duration) -> impl Iterator<Item = &Owner> {
         self.members

@@ -22,7 +22,12 @@ struct Router {
 
 impl Router {
     async fn start(service: &Service, name: &str) -> Self {
-        let engine = NatsEngine::connect(&config(service, 1), "test", PARTITIONS).await.unwrap();
+        Self::start_with(service, name, 1).await
+    }
+
+    async fn start_with(service: &Service, name: &str, replicas: u8) -> Self {
+        let engine =
+            NatsEngine::connect(&config(service, replicas), "test", PARTITIONS).await.unwrap();
         let (changes, changed) = unbounded_channel();
         let (tell, told) = unbounded_channel();
         let claimant = Claimant {
@@ -130,4 +135,32 @@ async fn without_the_servers_everything_is_lost_within_the_lease_and_gained_agai
     until([&mut router], [8]).await;
     router.tell.send(Told::Stop).unwrap();
     router.running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn while_the_servers_elect_a_leader_nothing_moves() {
+    let service = Service::start("nats", &["--nodes", "3"]);
+    let mut a = Router::start_with(&service, "a", 3).await;
+    until([&mut a], [8]).await;
+    let mut b = Router::start_with(&service, "b", 3).await;
+    until([&mut a, &mut b], [4, 4]).await;
+    let client = async_nats::connect(service.address().split(',').collect::<Vec<_>>()).await;
+    let context = async_nats::jetstream::new(client.unwrap());
+    let bucket = context.get_key_value("test-claims").await.unwrap();
+    let info = bucket.stream.cached_info();
+    let leader = info.cluster.as_ref().unwrap().leader.as_deref().unwrap();
+    service.kill_node(leader.trim_start_matches("nats-").parse().unwrap());
+    // Once it can be written again, and a lease later, all is as it was.
+    let written = async {
+        let mut writes = 0;
+        while writes < 5 {
+            let write = timeout(LEASE / 4, bucket.put("other", "x".into())).await;
+            writes += usize::from(matches!(write, Ok(Ok(_))));
+            tokio::time::sleep(LEASE / 4).await;
+        }
+    };
+    timeout(ELECTION_MAX, written).await.unwrap();
+    assert_eq!((a.changes.try_recv().ok(), b.changes.try_recv().ok()), (None, None));
+    b.tell.send(Told::Stop).unwrap();
+    until([&mut a], [8]).await;
 }
