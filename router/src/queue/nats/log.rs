@@ -1,8 +1,8 @@
 //! One log of all partitions, open.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Subject;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::Stream;
@@ -40,7 +40,7 @@ pub(super) struct NatsLog {
 /// What is known of a partition's stream.
 pub(super) struct Partition {
     pub(super) stream: Stream,
-    subject: Arc<str>,
+    subject: Subject,
     /// Offset of the next record.
     next: Offset,
     /// No offset below it is given: see [`Queue::skip_to`].
@@ -162,26 +162,27 @@ async fn store(
     packs: Vec<(PartitionId, Pack)>,
 ) -> Result<(), QueueError> {
     let mut published = Vec::with_capacity(packs.len());
-    for (partition, pack) in packs {
-        let partition = &mut partitions[usize::from(partition)];
-        let future = partition.publish(context, &pack).await?;
+    for (id, pack) in packs {
+        let partition = &mut partitions[usize::from(id)];
+        let answer = partition.publish(context, &pack).await?;
         // Taken for stored: the next one stands behind it or nowhere.
         partition.last_sequence += 1;
         partition.places.note(pack.first, partition.last_sequence);
-        published.push((partition.name(), partition.last_sequence, future));
+        published.push((id, partition.last_sequence, answer));
     }
-    for (name, sequence, future) in published {
-        let acknowledged = future.await.map_err(|error| refused(&name, &error))?;
-        if acknowledged.sequence != sequence {
-            return Err(taken(&name));
+    for (id, sequence, answer) in published {
+        let name = partitions[usize::from(id)].name();
+        let stored = answer.await.map_err(|error| refused(name, &error))?;
+        if stored.sequence != sequence {
+            return Err(taken(name));
         }
     }
     Ok(())
 }
 
 impl Partition {
-    pub(super) fn name(&self) -> Arc<str> {
-        self.stream.cached_info().config.name.as_str().into()
+    fn name(&self) -> &str {
+        &self.stream.cached_info().config.name
     }
 
     async fn publish(
@@ -191,12 +192,12 @@ impl Partition {
     ) -> Result<PublishAckFuture, QueueError> {
         let message = PublishMessage::build()
             .payload(pack.to_payload())
-            .expected_stream(&self.stream.cached_info().config.name)
+            .expected_stream(self.name())
             .expected_last_sequence(self.last_sequence);
         context
-            .send_publish(self.subject.to_string(), message)
+            .send_publish(self.subject.clone(), message)
             .await
-            .map_err(|error| refused(&self.name(), &error))
+            .map_err(|error| refused(self.name(), &error))
     }
 
     /// Asks the stream's leader where it ends, and reads its last message.
@@ -244,7 +245,7 @@ impl Partition {
         let name = self.name();
         // A server that is still catching up knows nothing; the leader does.
         let mut found =
-            match direct::from_sequence(context, &name, sequence, messages_max, bytes_max).await {
+            match direct::from_sequence(context, name, sequence, messages_max, bytes_max).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::debug!(%error, "asking the leader");
@@ -304,7 +305,7 @@ async fn open(
     context: &Context,
     wanted: jetstream::stream::Config,
 ) -> Result<Partition, QueueError> {
-    let subject = wanted.subjects.first().map(String::as_str).unwrap_or_default().into();
+    let subject = wanted.subjects.first().cloned().unwrap_or_default().into();
     let stream = streams::ensure(context, wanted).await?;
     let mut partition = Partition {
         stream,
