@@ -43,9 +43,17 @@ impl Service {
         self.run("start-node", &[&node.to_string()]);
     }
 
+    /// Number of the process of one server, counted from 1.
+    pub(crate) fn process(&self, node: usize) -> Pid {
+        let pid = std::fs::read_to_string(self.folder.path().join(format!("{node}/pid"))).unwrap();
+        Pid::from_raw(pid.trim().parse().unwrap()).unwrap()
+    }
+
     /// Stops a server where it is (SIGSTOP): it takes connections, and answers nothing.
     pub(crate) fn pause_node(&self, node: usize) {
-        let threads = format!("/proc/{}/task", self.signal(node, Signal::STOP));
+        let process = self.process(node);
+        kill_process(process, Signal::STOP).unwrap();
+        let threads = format!("/proc/{}/task", process.as_raw_nonzero());
         let stands = |thread: std::fs::DirEntry| {
             let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap();
             stat.rsplit(") ").next().unwrap().starts_with('T')
@@ -58,14 +66,7 @@ impl Service {
 
     /// Lets a server go on that was paused.
     pub(crate) fn resume_node(&self, node: usize) {
-        self.signal(node, Signal::CONT);
-    }
-
-    fn signal(&self, node: usize, signal: Signal) -> i32 {
-        let file = self.folder.path().join(node.to_string()).join("pid");
-        let pid = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-        pid
+        kill_process(self.process(node), Signal::CONT).unwrap();
     }
 
     fn run(&self, verb: &str, options: &[&str]) {
