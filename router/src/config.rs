@@ -1,6 +1,8 @@
 //! Every knob of the router: name, unit, default and range. Read by [`hawser_proto::knobs`] from flags,
 //! `HAWSER_ROUTER_*` variables and the file that `--config` names.
 
+pub mod nats;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -27,6 +27,8 @@ pub mod record;
 pub mod registry;
 pub mod saver;
 pub mod server;
+#[cfg(test)]
+mod services;
 pub mod state;
 pub mod store;
 pub mod takeover;

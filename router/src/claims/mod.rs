@@ -10,6 +10,8 @@
 //! themselves for the owner for a while. What keeps them apart is the epoch that a takeover writes into the log
 //! (`takeover`), behind which the log refuses the former owner or shows it that it is not alone.
 
+pub mod nats;
+
 use tokio::sync::mpsc;
 
 use crate::queue::PartitionId;

@@ -1,0 +1,188 @@
+//! What the engine `nats` appends and reads in a second, beside what its client does alone, on real servers.
+//!
+//! `services/nats start FOLDER --nodes 3`, then `cargo bench -p hawser-router --bench nats -- FOLDER 5 4` takes 5 rounds of 4 s of
+//! each. In turns: batches of 1,000 records of 200 bytes over 64 partitions through the engine; the same 200 bytes published as
+//! messages of their own to 64 streams, 1,000 of them on their way at any time. CPU is that of this process and of the servers.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
+#![allow(clippy::disallowed_methods, reason = "it measures time")]
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::context::PublishAckFuture;
+use bytes::Bytes;
+use clap::Parser as _;
+use hawser_router::config::nats::NatsConfig;
+use hawser_router::queue::nats::NatsEngine;
+use hawser_router::queue::{Batch, Log, Opener as _, PartitionId, Queue};
+use tokio::runtime::Runtime;
+
+const PARTITIONS: u16 = 64;
+const BATCH_RECORDS: usize = 1_000;
+const RECORD_BYTES: usize = 200;
+const CLUSTER: &str = "bench";
+
+#[derive(clap::Parser)]
+struct Knobs {
+    #[command(flatten)]
+    nats: NatsConfig,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let Some(folder) = arguments.first().map(PathBuf::from) else {
+        println!("usage: cargo bench -p hawser-router --bench nats -- FOLDER [ROUNDS] [SECONDS]");
+        return;
+    };
+    let rounds = arguments.get(1).map_or(5, |rounds| rounds.parse().unwrap());
+    let length = Duration::from_secs(arguments.get(2).map_or(4, |length| length.parse().unwrap()));
+    let address = std::fs::read_to_string(folder.join("address")).unwrap();
+    let servers = address.trim().split(',');
+    let replicas = if servers.clone().count() >= 3 { "3" } else { "1" };
+    let mut words = vec!["bench", "--nats-replicas", replicas];
+    servers.clone().for_each(|server| words.extend(["--nats-url", server]));
+    let config = Knobs::parse_from(words).nats;
+    let mut bench = Bench::start(folder, config, address.trim());
+    println!("{replicas} replicas; per record: CPU us of this process, CPU us of all servers");
+    for round in 1..=rounds {
+        bench.measure(round, "engine", length, Bench::append);
+        bench.measure(round, "client", length, Bench::publish);
+    }
+    bench.measure(0, "read back", Duration::MAX, Bench::read);
+}
+
+struct Bench {
+    folder: PathBuf,
+    runtime: Runtime,
+    context: jetstream::Context,
+    engine: NatsEngine,
+    queue: Box<dyn Queue>,
+    record: Bytes,
+}
+
+impl Bench {
+    fn start(folder: PathBuf, config: NatsConfig, address: &str) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let engine = runtime.block_on(NatsEngine::connect(&config, CLUSTER, PARTITIONS)).unwrap();
+        let started = Instant::now();
+        let queue = engine.opener(Log::Messages).open().unwrap();
+        // The client alone writes to the streams of the other log.
+        engine.opener(Log::State).open().unwrap();
+        println!("streams made in {:.1} s", started.elapsed().as_secs_f64());
+        let context = runtime.block_on(async {
+            let servers: Vec<&str> = address.split(',').collect();
+            jetstream::new(async_nats::connect(servers).await.unwrap())
+        });
+        let record = Bytes::from(vec![b'x'; RECORD_BYTES]);
+        Self { folder, runtime, context, engine, queue, record }
+    }
+
+    fn measure(
+        &mut self,
+        round: usize,
+        what: &str,
+        length: Duration,
+        work: impl FnOnce(&mut Self, Duration) -> (usize, Vec<Duration>),
+    ) {
+        let (own, servers, started) =
+            (cpu(Path::new("/proc/self")), self.servers(), Instant::now());
+        let (records, mut latencies) = work(self, length);
+        let seconds = started.elapsed().as_secs_f64();
+        let each = |spent: Duration| spent.as_secs_f64() * 1e6 / records as f64;
+        latencies.sort_unstable();
+        let quantile = |share: usize| {
+            let index = latencies.len().saturating_sub(1) * share / 100;
+            latencies.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        };
+        println!(
+            "{round} {what:10} {:>9.0}/s  own {:>6.2}  servers {:>7.2}  p50 {:>7.1} ms  p99 {:>7.1} ms",
+            records as f64 / seconds,
+            each(cpu(Path::new("/proc/self")) - own),
+            each(self.servers() - servers),
+            quantile(50),
+            quantile(99),
+        );
+    }
+
+    /// CPU of all servers so far.
+    fn servers(&self) -> Duration {
+        let nodes = (1..).map(|node| self.folder.join(node.to_string()).join("pid"));
+        nodes
+            .map_while(|file| std::fs::read_to_string(file).ok())
+            .map(|pid| cpu(&Path::new("/proc").join(pid.trim())))
+            .sum()
+    }
+
+    fn append(&mut self, length: Duration) -> (usize, Vec<Duration>) {
+        let records = (0..BATCH_RECORDS)
+            .map(|record| ((record % usize::from(PARTITIONS)) as PartitionId, self.record.clone()));
+        let batch = Batch { records: records.collect(), durable: true };
+        let (mut offsets, mut latencies) = (Vec::new(), Vec::new());
+        let started = Instant::now();
+        while started.elapsed() < length {
+            let begun = Instant::now();
+            self.queue.append(&batch, &mut offsets).unwrap();
+            latencies.push(begun.elapsed());
+        }
+        (latencies.len() * BATCH_RECORDS, latencies)
+    }
+
+    fn publish(&mut self, length: Duration) -> (usize, Vec<Duration>) {
+        let (context, record) = (&self.context, &self.record);
+        self.runtime.block_on(async {
+            let mut flying: VecDeque<(Instant, PublishAckFuture)> = VecDeque::new();
+            let mut latencies = Vec::new();
+            let started = Instant::now();
+            for number in 0_u64.. {
+                if started.elapsed() >= length {
+                    break;
+                }
+                if flying.len() >= BATCH_RECORDS
+                    && let Some((begun, answer)) = flying.pop_front()
+                {
+                    answer.await.unwrap();
+                    latencies.push(begun.elapsed());
+                }
+                let subject = format!("hawser.{CLUSTER}.state.{}", number % u64::from(PARTITIONS));
+                let begun = Instant::now();
+                let answer = context.publish(subject, record.clone()).await.unwrap();
+                flying.push_back((begun, answer));
+            }
+            for (begun, answer) in flying {
+                answer.await.unwrap();
+                latencies.push(begun.elapsed());
+            }
+            (latencies.len(), latencies)
+        })
+    }
+
+    /// All of the engine's records, as a takeover does.
+    fn read(&mut self, _: Duration) -> (usize, Vec<Duration>) {
+        let mut queue = self.engine.opener(Log::Messages).open().unwrap();
+        let (mut count, mut latencies, mut found) = (0, Vec::new(), Vec::new());
+        for partition in 0..PARTITIONS {
+            let mut from = 1;
+            loop {
+                let begun = Instant::now();
+                queue.read(partition, from, 4 * 1024 * 1024, &mut found).unwrap();
+                latencies.push(begun.elapsed());
+                let Some(last) = found.last() else { break };
+                from = last.offset + 1;
+                count += found.len();
+                found.clear();
+            }
+        }
+        (count, latencies)
+    }
+}
+
+/// CPU of a process so far, kernel included.
+fn cpu(process: &Path) -> Duration {
+    let text = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // Behind the name, which may have anything in it: fields 14 and 15 of all.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
