@@ -25,4 +25,6 @@ pub mod queue;
 pub mod record;
 pub mod registry;
 pub mod server;
+#[cfg(test)]
+mod services;
 pub mod store;

@@ -34,6 +34,8 @@ pub mod committer;
 mod contract;
 pub mod embedded;
 mod files;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 
 use bytes::Bytes;
@@ -42,6 +44,15 @@ pub use hawser_proto::partition::PartitionId;
 
 /// Place of a record in its partition. The first record has 1; 0 means "before everything".
 pub type Offset = u64;
+
+/// Which of the two logs of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// What the Hub appends: the messages and what happens to them.
+    Messages,
+    /// What the owner's store holds, as far as it was saved.
+    State,
+}
 
 /// What one append carries.
 #[derive(Debug, Default)]
