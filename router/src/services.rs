@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[cfg(feature = "kafka")]
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// One server, or a cluster of them, on free ports and in a temporary folder. Ends with its owner.
@@ -24,6 +26,13 @@ impl Service {
     pub(crate) fn address(&self) -> String {
         let address = std::fs::read_to_string(self.folder.path().join("address")).unwrap();
         address.trim().to_owned()
+    }
+
+    /// Number of the process of one server, counted from 1.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn process(&self, node: usize) -> Pid {
+        let pid = std::fs::read_to_string(self.folder.path().join(format!("{node}/pid"))).unwrap();
+        Pid::from_raw(pid.trim().parse().unwrap()).unwrap()
     }
 
     /// Kills one server of a cluster, counted from 1.

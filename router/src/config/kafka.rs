@@ -31,7 +31,7 @@ pub struct KafkaConfig {
     pub kafka_session_timeout: Duration,
 
     /// A setting of librdkafka, such as security.protocol=SASL_PLAINTEXT. May be given several times. What the engine promises does
-    /// not hang on it: settings that it needs cannot be changed.
+    /// not hang on it: settings that it needs cannot be changed. TLS and SCRAM are there in builds with the feature kafka-tls.
     #[arg(long, value_name = "KEY=VALUE", value_parser = option)]
     pub kafka_option: Vec<KafkaOption>,
 }

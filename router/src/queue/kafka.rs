@@ -34,7 +34,7 @@ use super::{Batch, Log, Offset, Opener, PartitionId, Queue, QueueError, Record};
 use crate::config::kafka::KafkaConfig;
 
 /// Longest wait for a broker to say where a partition ends.
-const BOUNDS_TIMEOUT: Duration = Duration::from_secs(5);
+const BOUNDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Name of our clients in the brokers' logs and quotas.
 const CLIENT_ID: &str = "hawser-router";
 

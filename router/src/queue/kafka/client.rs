@@ -11,7 +11,7 @@ use crate::config::kafka::KafkaConfig;
 use crate::queue::QueueError;
 
 /// A request to a broker is given up after this long, and the connection with it. What it was about is asked again.
-const REQUEST_TIMEOUT_MS: &str = "10000";
+const REQUEST_TIMEOUT_MS: &str = "6000";
 /// Longest pause between two tries to connect.
 const RECONNECT_PAUSE_MAX_MS: &str = "1000";
 

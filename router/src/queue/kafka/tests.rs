@@ -6,8 +6,11 @@ use std::sync::mpsc::{Receiver, channel};
 use futures_lite::future::block_on;
 use rdkafka::admin::{AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 
+use rustix::process::{Signal, kill_process};
+
 use super::super::contract::{PARTITIONS, append, holds, read, text};
 use super::*;
+use crate::config::kafka::KafkaOption;
 use crate::services::Service;
 
 /// Longest wait for brokers to get over what was done to them.
@@ -132,10 +135,13 @@ fn wrong_settings_are_told(brokers: &str) {
     let told = told(&one, "plain", 4);
     assert!(told.contains("--entity-name plain.messages --add-config retention.ms=-1"), "{told}");
     let mut nowhere = config("127.0.0.1:1", 1);
-    nowhere.kafka_option =
-        vec![crate::config::kafka::KafkaOption { key: "no.such".into(), value: "1".into() }];
+    nowhere.kafka_option.push(option("no.such", "1"));
     let told = KafkaEngine::connect(&nowhere, "c", 4).unwrap_err().0;
     assert!(told.contains("--kafka-option") && told.contains("no.such"), "{told}");
+}
+
+fn option(key: &str, value: &str) -> KafkaOption {
+    KafkaOption { key: key.to_owned(), value: value.to_owned() }
 }
 
 fn set(engine: &KafkaEngine, topic: &str, key: &str, value: &str) {
@@ -143,14 +149,21 @@ fn set(engine: &KafkaEngine, topic: &str, key: &str, value: &str) {
     block_on(engine.0.admin.alter_configs([&wanted], &Default::default())).unwrap();
 }
 
-/// One of three, then all at once, while batches are appended without a pause.
+/// One of three stands still, one of three dies, then all at once, while batches are appended without a pause.
 fn nothing_acknowledged_is_lost_when_brokers_are_killed(brokers: &Service) {
-    let opener = || engine(&brokers.address(), 3, "killed").opener(Log::Messages);
-    let (mut appending, mut reading) = (opener(), opener());
+    let mut config = config(&brokers.address(), 3);
+    config.kafka_option.push(option("socket.timeout.ms", "2000"));
+    let engine = KafkaEngine::connect(&config, "killed", PARTITIONS).unwrap();
+    let (mut appending, mut reading) = (engine.opener(Log::Messages), engine.opener(Log::Messages));
     let ended = AtomicBool::new(false);
     let (to_us, outcomes) = channel();
     let acknowledged = std::thread::scope(|scope| {
         let appender = scope.spawn(|| append_until(&ended, &mut appending, &to_us));
+        expect(&outcomes, true, 20);
+        // It has requests, and answers them when others lead its partitions.
+        kill_process(brokers.process(1), Signal::STOP).unwrap();
+        expect(&outcomes, true, 20);
+        kill_process(brokers.process(1), Signal::CONT).unwrap();
         expect(&outcomes, true, 20);
         brokers.kill_node(2);
         expect(&outcomes, true, 20);

@@ -33,6 +33,8 @@ use crate::queue::{Batch, Offset, QueueError};
 
 /// How long an append waits for its reports.
 pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an opening waits for what is owed; the committer tries again.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After this long without a word to the controllers a broker has lost its partitions: broker.session.timeout.ms is 9 s where
 /// nobody has changed it.
 const FENCED_AFTER: Duration = Duration::from_secs(10);
@@ -120,7 +122,7 @@ impl Writer {
     /// Something is still on its way, or may be.
     pub(super) fn settle(&mut self) -> Result<bool, QueueError> {
         let reports = self.producer.context();
-        let tally = reports.wait(APPEND_TIMEOUT, |tally| tally.missing == 0);
+        let tally = reports.wait(SETTLE_TIMEOUT, |tally| tally.missing == 0);
         if tally.missing > 0 {
             return Err(self.trouble.explain(&format!(
                 "Kafka has not said yet what became of {} records of {}",
