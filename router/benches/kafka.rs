@@ -7,7 +7,7 @@
 //! - `client`: an idempotent rdkafka producer with its own defaults, which sends a batch and flushes;
 //! - `stream`: the same producer without a pause between batches, at most 16 batches unreported.
 //!
-//! A line a turn: records a second, and the CPU of this process (kernel included) for each.
+//! At last one partition is read back. A line a turn: records a second, and the CPU of this process (kernel included) for each.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Parser;
 use hawser_router::config::kafka::KafkaConfig;
+use hawser_router::limits::REPLAY_BYTES_MAX;
 use hawser_router::queue::kafka::KafkaEngine;
-use hawser_router::queue::{Batch, Log, Opener as _};
+use hawser_router::queue::{Batch, Log, Opener as _, Queue};
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::DeliveryResult;
@@ -78,6 +79,26 @@ fn main() {
         });
         client.0.flush(Duration::from_secs(30)).unwrap();
     }
+    replay(&mut *queue);
+}
+
+/// Reads a partition from its first record on, as a takeover does.
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures by the clock")]
+fn replay(queue: &mut dyn Queue) {
+    let (begun, cpu, mut from, mut records) = (Instant::now(), cpu(), 1, 0_u32);
+    let mut page = Vec::new();
+    loop {
+        queue.read(0, from, REPLAY_BYTES_MAX, &mut page).unwrap();
+        let Some(last) = page.last() else { break };
+        from = last.offset + 1;
+        records += u32::try_from(page.len()).unwrap();
+        page.clear();
+    }
+    println!(
+        "{records} records of one partition read in {:.2} s, {:.2} us CPU a record",
+        begun.elapsed().as_secs_f64(),
+        (self::cpu() - cpu).as_secs_f64() * 1e6 / f64::from(records)
+    );
 }
 
 fn records() -> Vec<(u16, Bytes)> {
