@@ -1,6 +1,7 @@
 //! Every knob of the router: name, unit, default and range. Read by [`hawser_proto::knobs`] from flags,
 //! `HAWSER_ROUTER_*` variables and the file that `--config` names.
 
+pub mod kafka;
 pub mod nats;
 
 use std::net::SocketAddr;
@@ -101,6 +102,10 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "1MiB",
           value_parser = byte_size(256 * KIB..=usize::MAX))]
     pub store_cache: usize,
+
+    /// The engine `kafka`.
+    #[command(flatten)]
+    pub kafka: kafka::KafkaConfig,
 
     /// What is logged, to standard error: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "FILTER", default_value = "info")]

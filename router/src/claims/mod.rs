@@ -11,6 +11,8 @@
 //! (`takeover`), behind which the log refuses the former owner or shows it that it is not alone.
 
 pub mod nats;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 
 use tokio::sync::mpsc;
 

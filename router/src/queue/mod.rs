@@ -34,6 +34,8 @@ pub mod committer;
 mod contract;
 pub mod embedded;
 mod files;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 pub mod nats;
 
