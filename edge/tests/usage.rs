@@ -279,7 +279,7 @@ fn a_sound_edge_tells_its_health_and_its_metrics_and_leaves_on_sigterm() {
     assert!(metrics.starts_with("HTTP/1.1 200 "), "{metrics}");
     assert_names(&metrics.to_lowercase(), &["content-type: text/plain; version=0.0.4"]);
     let gauge = "# TYPE edge_connections gauge\nedge_connections 0\n";
-    assert_names(&metrics, &[gauge, "\nedge_link_up 0\n"]);
+    assert_names(&metrics, &[gauge, "\nedge_link_up{router=\"", "\nedge_partitions_unrouted 1\n"]);
 
     assert!(get(admin, "/nowhere").starts_with("HTTP/1.1 404 "));
     assert_eq!(edge.terminate().code(), Some(0));
