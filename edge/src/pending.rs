@@ -73,6 +73,8 @@ pub struct PendingSends {
     bytes: usize,
     /// Partitions that may have sends that are not told: a new one to them has to wait its turn.
     behind: PartitionSet,
+    /// No send before this ticket has to be told.
+    untold_from: u64,
     /// Next ticket to look at, while untold sends are searched for.
     search: Option<u64>,
     /// Partitions of which that search has passed an untold send over: what it has not passed over is told when it ends.
@@ -98,6 +100,7 @@ impl Default for PendingSends {
             spare: Vec::new(),
             bytes: 0,
             behind: PartitionSet::EMPTY,
+            untold_from: 0,
             search: None,
             passed_over: PartitionSet::EMPTY,
         }
@@ -154,6 +157,8 @@ impl PendingSends {
         let told = is_open && !self.behind.contains(partition);
         if !told {
             self.behind.insert(partition);
+        } else if self.behind.is_empty() {
+            self.untold_from = ticket + 1;
         }
         self.entries.push_back(Entry {
             key,
@@ -207,16 +212,14 @@ impl PendingSends {
         let mut untold = self.entries.iter_mut().filter(|entry| moved.contains(entry.partition));
         untold.by_ref().for_each(|entry| entry.told = false);
         self.behind.unite(moved);
+        self.untold_from = self.first_ticket;
     }
 
-    /// Ways have opened: [`Self::poll_untold`] has to be asked again, from the oldest on.
+    /// Ways have opened: [`Self::poll_untold`] has to be asked again, from the oldest that is not told on.
     pub fn start_search(&mut self) {
-        let worth_it = !self.behind.is_empty() && !self.entries.is_empty();
-        self.search = worth_it.then_some(self.first_ticket);
+        let worth_it = !self.behind.is_empty();
+        self.search = worth_it.then_some(self.untold_from);
         self.passed_over = PartitionSet::EMPTY;
-        if self.entries.is_empty() {
-            self.behind = PartitionSet::EMPTY;
-        }
     }
 
     /// Whether [`Self::poll_untold`] may have more to give.
@@ -245,21 +248,24 @@ impl PendingSends {
                 return None;
             };
             self.search = Some(ticket + 1);
-            if entry.told || entry.answered || !here(entry.key) {
-                continue;
-            }
             let partition = entry.partition;
-            if self.passed_over.contains(partition) {
-                continue;
+            let mut found = None;
+            if !entry.told && !entry.answered && here(entry.key) {
+                let is_behind = self.passed_over.contains(partition);
+                let Way::Open(to) = (if is_behind { Way::Shut } else { way(partition) }) else {
+                    self.passed_over.insert(partition);
+                    continue;
+                };
+                entry.told = true;
+                found = Some((to, entry.start as usize..(entry.start + entry.bytes) as usize));
             }
-            let Way::Open(way) = way(partition) else {
-                self.passed_over.insert(partition);
-                continue;
-            };
-            entry.told = true;
-            let (start, end) = (entry.start as usize, (entry.start + entry.bytes) as usize);
-            let block = self.block_of(at)?;
-            return self.blocks[block].bytes.get(start..end).map(|bytes| (way, bytes));
+            if self.passed_over.is_empty() {
+                self.untold_from = ticket + 1;
+            }
+            if let Some((to, range)) = found {
+                let block = self.block_of(at)?;
+                return self.blocks[block].bytes.get(range).map(|bytes| (to, bytes));
+            }
         }
         None
     }
@@ -274,6 +280,7 @@ impl PendingSends {
             (entry.partition, entry.told) = (partition, false);
         }
         self.behind = behind;
+        self.untold_from = self.first_ticket;
         self.start_search();
     }
 

@@ -350,6 +350,7 @@ impl Shard {
         }
         self.is_congested = is_congested;
         if has_opened {
+            self.walk.is_blocked = false;
             self.pending.start_search();
             for key in std::mem::take(&mut self.held) {
                 // Those whose own router has no room yet are held again.

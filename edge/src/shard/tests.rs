@@ -2,6 +2,7 @@
 
 mod admission;
 mod commands;
+mod routers;
 mod secure;
 
 mod deflate;
