@@ -167,6 +167,8 @@ pub struct Uplink {
     /// By shard.
     owed: Vec<Owed>,
     error: Option<LinkError>,
+    /// Partitions that the router says it owns, when nobody has asked since it said so.
+    owned: Option<usize>,
     counters: UplinkCounters,
 }
 
@@ -205,6 +207,7 @@ impl Uplink {
             parcels: (0..shards).map(|_| Vec::new()).collect(),
             owed: (0..shards).map(|_| Owed::default()).collect(),
             error: None,
+            owned: None,
             counters: UplinkCounters::default(),
         }
     }
@@ -235,6 +238,11 @@ impl Uplink {
     /// Why the link went down, once.
     pub fn take_error(&mut self) -> Option<LinkError> {
         self.error.take()
+    }
+
+    /// How many partitions the router owns, once each time that it says so.
+    pub fn take_owned(&mut self) -> Option<usize> {
+        self.owned.take()
     }
 
     /// The attempt failed, or the link did, for another reason than [`Self::handle_closed`] tells.
@@ -527,6 +535,7 @@ impl Uplink {
         };
         let claims: Option<Arc<[Claim]>> = owned.claims.iter().map(claim).collect();
         let claims = claims.ok_or_else(|| bad("of a partition that does not exist"))?;
+        self.owned = Some(claims.len());
         for owed in &mut self.owed {
             owed.claims = Some(Arc::clone(&claims));
         }

@@ -193,6 +193,13 @@ impl Links {
             place.outage = false;
             tracing::info!(router = seen.name, "link to the router is up");
         }
+        if let Some(partitions) = uplink.take_owned() {
+            tracing::info!(
+                router = seen.name,
+                partitions,
+                "the router says which partitions it owns"
+            );
+        }
     }
 }
 
