@@ -2,14 +2,15 @@
 //!
 //! Free of I/O. The driver tells what happened ([`Shard::apply`]), what time it is, and asks what to do
 //! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplinks once a turn.
-//! What a client says is dealt with in [`clients`], what routers say in [`routers`], and what they are told, and which of
-//! them, in [`links`].
+//! What a client says is dealt with in [`clients`], what routers say in [`routers`]; which router is
+//! told what is in [`links`], and what one is told that gets partitions in [`moves`].
 
 mod admission;
 mod clients;
 mod commands;
 mod door;
 mod links;
+mod moves;
 mod reload;
 mod routers;
 mod secure;
@@ -27,7 +28,7 @@ use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
 use self::admission::HeadToken;
-use self::links::{Outlet, Walk};
+use self::links::Links;
 use self::reload::Told;
 use crate::auth::ask::Verdict;
 use crate::auth::{Auth, Identity, Refused};
@@ -44,7 +45,6 @@ use crate::metrics::Counters;
 use crate::pending::PendingSends;
 use crate::quotas::{Quota, Quotas};
 use crate::registry::Registry;
-use crate::routes::Routes;
 use crate::timer::{Now, Tick, Wheel};
 use crate::tls::{self, Tls};
 use crate::ws;
@@ -203,14 +203,8 @@ pub struct Shard {
     ready: VecDeque<ConnKey>,
     outputs: VecDeque<Output>,
     pending: PendingSends,
-    /// Which router has which partition.
-    route_table: Routes,
-    walk: Walk,
-    /// By router, of those that were ever linked.
-    outlets: Vec<Outlet>,
-    /// One of the outlets is.
-    is_congested: bool,
-    /// Connections that are not read from because the outlet to their router is.
+    links: Links,
+    /// Connections that are not read from because their router has no room.
     held: AHashSet<ConnKey>,
     /// Client programs by kind and version; sessions hold the index.
     clients: Vec<Arc<(Box<str>, Box<str>)>>,
@@ -250,10 +244,7 @@ impl Shard {
             ready: VecDeque::new(),
             outputs: VecDeque::new(),
             pending: PendingSends::default(),
-            route_table: Routes::new(0),
-            walk: Walk::default(),
-            outlets: Vec::new(),
-            is_congested: false,
+            links: Links::default(),
             held: AHashSet::new(),
             clients: vec![Arc::new(("other".into(), "".into()))],
             drain: None,
@@ -852,7 +843,7 @@ impl Shard {
         self.registry.shrink(&self.conns);
         let connection = key.to_connection_id(self.index);
         let unregister = Unregister { connection, user: &user };
-        self.say(&user, &EdgeMessage::Unregister(unregister));
+        self.links.say(&user, &EdgeMessage::Unregister(unregister));
     }
 
     /// Notes that a connection has something to send. Past the outbox's bound the connection ends: its
@@ -873,7 +864,7 @@ impl Shard {
     fn update_receiving(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get(key) else { return };
         let is_congested =
-            conn.session().is_some_and(|session| self.is_congested_for(&session.user));
+            conn.session().is_some_and(|session| self.links.is_congested_for(&session.user));
         let Some(conn) = self.conns.get_mut(key) else { return };
         if is_congested && conn.receiving != Receiving::Ended {
             self.held.insert(key);

@@ -68,7 +68,7 @@ impl Shard {
                 let user = session.user;
                 let connection = key.to_connection_id(self.index);
                 let sync = link::Sync { connection, user: &user, after_sequence };
-                self.say(&user, &EdgeMessage::Sync(sync));
+                self.links.say(&user, &EdgeMessage::Sync(sync));
             }
             ClientFrame::Refresh(refresh) => self.handle_refresh(now, key, refresh),
             ClientFrame::Connect(_) => {
@@ -144,9 +144,7 @@ impl Shard {
         conn.token_ends = token_ends;
         self.registry.insert(&self.conns, key);
         self.schedule_session(key, now.tick.after(self.config.connect_timeout));
-        if !self.is_walked_to(&user, key) {
-            self.register(key, false);
-        }
+        self.register_new(key);
         Ok(())
     }
 
@@ -173,7 +171,6 @@ impl Shard {
     /// Tells the user's router that this session is here. When there is none, the walk tells the next one.
     pub(super) fn register(&mut self, key: ConnKey, snapshot: bool) {
         let Some(session) = self.conns.get(key).and_then(|c| c.session()) else { return };
-        let Some(router) = self.router_of(&session.user) else { return };
         let (kind, version) =
             self.clients.get(usize::from(session.client)).map_or(("", ""), |c| (&*c.0, &*c.1));
         let register = link::Register {
@@ -187,9 +184,7 @@ impl Shard {
             answer: !session.registered,
             snapshot,
         };
-        if let Some(outlet) = self.outlets.get_mut(router.at()) {
-            outlet.say(router, &EdgeMessage::Register(register));
-        }
+        self.links.say(&session.user, &EdgeMessage::Register(register));
     }
 
     fn handle_send(&mut self, now: Now, key: ConnKey, send: Send<'_>) {
@@ -252,17 +247,15 @@ impl Shard {
             expires_at_ms,
         };
         let deadline = now.tick.after(self.config.send_timeout);
-        let partition = self.route_table.partition_of(send.to_user);
-        let way = Self::way(&self.route_table, &self.walk, &self.outlets, partition);
+        let partition = self.links.routes().partition_of(send.to_user);
+        let way = self.links.way(partition);
         let to = (partition, way != Way::Shut);
         let Ok(told) = self.pending.push(key, deadline, to, message) else {
             return Err((Code::Overloaded, "too many sends wait for the router", true));
         };
         session.sends_in_flight = session.sends_in_flight.saturating_add(1);
-        if let (Some(bytes), Way::Open(router)) = (told, way)
-            && let Some(outlet) = self.outlets.get_mut(router.at())
-        {
-            outlet.say_encoded(router, bytes);
+        if let (Some(bytes), Way::Open(router)) = (told, way) {
+            self.links.say_encoded(router, bytes);
         }
         Ok(())
     }
@@ -273,7 +266,7 @@ impl Shard {
         session.acked.advance(ack.sequence);
         let (user, sequence, read_sequence) = (session.user, ack.sequence, ack.read_sequence);
         let ack = link::Ack { connection, user: &user, sequence, read_sequence };
-        self.say(&user, &EdgeMessage::Ack(ack));
+        self.links.say(&user, &EdgeMessage::Ack(ack));
     }
 
     fn handle_signal(&mut self, key: ConnKey, signal: Signal<'_>) {
@@ -294,7 +287,11 @@ impl Shard {
             let from = session.user;
             let Signal { user: to, kind, payload } = signal;
             let signal = link::Signal { connection, from: &from, to, kind, payload };
-            return self.say_if_room(to, &EdgeMessage::Signal(signal));
+            // Worth nothing later.
+            if self.links.is_congested_for(to) {
+                return self.counters.signals_dropped.add(1);
+            }
+            return self.links.say(to, &EdgeMessage::Signal(signal));
         };
         self.tell_error(key, Code::InvalidArgument.into(), fault, false);
     }

@@ -93,7 +93,7 @@ impl Shard {
     fn served_by(&mut self, router: RouterIndex, connection: u64) -> Option<ConnKey> {
         let key = self.addressee(connection)?;
         let session = self.conns.get(key).and_then(|conn| conn.session())?;
-        let is_served = self.router_of(&session.user) == Some(router);
+        let is_served = self.links.router_of(&session.user) == Some(router);
         if !is_served {
             self.counters.foreign_deliveries.add(1);
         }
@@ -111,7 +111,7 @@ impl Shard {
             self.tell_error(key, failure.code as i32, failure.message, failure.retryable);
             return self.close(now, key, CloseReason::RouterUnavailable);
         }
-        let window_messages = self.window_messages(router);
+        let window_messages = self.links.window_messages(router);
         let Some(session) = self.conns.get_mut(key).and_then(|c| c.session_mut()) else { return };
         session.acked = Acked::new(Some(registered.cursor));
         if std::mem::replace(&mut session.registered, true) {

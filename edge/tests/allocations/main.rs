@@ -16,9 +16,13 @@ use hawser_edge::uplinks::Uplinks;
 use hawser_edge::ws::frame::read_header;
 use hawser_edge::ws::{self, Deflater, Opcode, WindowBits};
 use hawser_proto::framing;
+use hawser_proto::link::{Claim, Ownership};
 use hawser_proto::view::client::{Ack, ClientFrame, Connect, Ping, Send};
-use hawser_proto::view::link::{Deliver, HelloAck, Receipt, Registered, RouterMessage, SendAck};
+use hawser_proto::view::link::{
+    Deliver, Encoded, HelloAck, Receipt, Registered, RouterMessage, SendAck,
+};
 use hawser_proto::view::wire::Packed;
+use prost::Message as _;
 
 /// The one router there is.
 const ROUTER: RouterIndex = RouterIndex(0);
@@ -43,6 +47,11 @@ struct Edge {
 
 impl Edge {
     fn new(deflates: bool) -> Self {
+        Self::with_partitions(deflates, 0)
+    }
+
+    /// The same where the router owns so many partitions; 0: it does not speak of them.
+    fn with_partitions(deflates: bool, partitions: u32) -> Self {
         let mut config = Config::default();
         config.limit.deflate = deflates;
         let config = Arc::new(config);
@@ -55,9 +64,17 @@ impl Edge {
         edge.turn();
         edge.uplinks.link(ROUTER).handle_connected(now, Ok(()));
         edge.turn();
-        let ack =
-            HelloAck { protocol: 1, lease_ms: 15_000, window_messages: 64, ..HelloAck::default() };
-        edge.router_says(&frame(&[RouterMessage::HelloAck(ack)]));
+        let ack = HelloAck {
+            protocol: 1,
+            lease_ms: 15_000,
+            window_messages: 64,
+            partitions,
+            ..HelloAck::default()
+        };
+        let claims = (0..partitions).map(|partition| Claim { partition, epoch: 1 }).collect();
+        let owned = Ownership { partitions, claims }.encode_to_vec();
+        let owned = RouterMessage::Ownership(Encoded(&owned));
+        edge.router_says(&frame(&[RouterMessage::HelloAck(ack), owned]));
         edge
     }
 
@@ -209,7 +226,12 @@ fn chat(
 
 #[test]
 fn a_message_on_an_open_connection_allocates_nothing_in_the_steady_state() {
-    let mut edge = Edge::new(false);
+    for partitions in [0, 64] {
+        chat_without_allocations(Edge::with_partitions(false, partitions));
+    }
+}
+
+fn chat_without_allocations(mut edge: Edge) {
     let key = edge.session("alice");
     let mut ticket = 1;
     for payload_bytes in [64, 1000] {
