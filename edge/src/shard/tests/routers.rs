@@ -1,6 +1,6 @@
 //! A shard between two routers that share the partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hawser_proto::partition::{self, PartitionId};
 
@@ -297,4 +297,182 @@ fn what_was_said_on_a_link_that_is_over_counts_no_more() {
     rig.router_hands(stale);
     assert_eq!(rig.shard.counters.partitions_unrouted.get(), 2);
     assert_eq!(rig.routers_hear(), []);
+}
+
+/// Partitions that move at random between two routers whose links break and fill up, and what each has heard.
+struct Turmoil {
+    rig: Rig,
+    rng: fastrand::Rng,
+    /// One of the first user of each partition.
+    keys: Vec<ConnKey>,
+    /// By partition: the last epoch, and which router has it.
+    owners: Vec<(u64, Option<RouterIndex>)>,
+    is_up: [bool; 2],
+    /// By ticket, from 1: to which partition, and whether it is answered.
+    sends: Vec<(PartitionId, bool)>,
+    /// By router and link: users registered, and tickets heard.
+    heard: BTreeMap<(u8, u32), (BTreeSet<String>, BTreeSet<u64>)>,
+}
+
+impl Turmoil {
+    fn new(seed: u64) -> Self {
+        let mut rig = Rig::with(|config| config.sends_in_flight_max = 4_096);
+        let keys = (0..PARTITIONS).map(|partition| {
+            let key = rig.connecting();
+            rig.says(key, connect(&user(partition, 0), "phone"));
+            key
+        });
+        let keys = keys.collect();
+        Self {
+            rig,
+            rng: fastrand::Rng::with_seed(seed),
+            keys,
+            owners: vec![(0, None); usize::from(PARTITIONS)],
+            is_up: [false; 2],
+            sends: Vec::new(),
+            heard: BTreeMap::new(),
+        }
+    }
+
+    fn router(&mut self) -> RouterIndex {
+        if self.rng.bool() { A } else { B }
+    }
+
+    fn step(&mut self) {
+        let router = self.router();
+        match self.rng.u8(..10) {
+            0 if self.is_up[router.at()] => self.link_down(router),
+            0 => self.link_up(router),
+            1 => self.take(router),
+            // What it said before, or what it has lost since.
+            2 => self.say_owned(router),
+            3 => self.rig.mesh.set_router_full(router, true),
+            4 => self.rig.mesh.set_router_full(router, false),
+            5 => self.answer(),
+            _ => self.send(),
+        }
+        if self.rng.bool() {
+            self.hear(None);
+        }
+    }
+
+    fn link_up(&mut self, router: RouterIndex) {
+        self.is_up[router.at()] = true;
+        self.rig.links_up(router, PARTITIONS);
+    }
+
+    fn link_down(&mut self, router: RouterIndex) {
+        // What is on its way to it arrives, or never does.
+        let lost = self.rng.bool().then_some(router);
+        self.hear(lost);
+        self.is_up[router.at()] = false;
+        self.rig.mesh.set_router_full(router, false);
+        self.rig.router_hands(Parcel::LinkDown { router });
+    }
+
+    /// A router takes a partition; the other one may hear of it later.
+    fn take(&mut self, router: RouterIndex) {
+        let partition = self.rng.usize(..self.owners.len());
+        let (epoch, _) = self.owners[partition];
+        self.owners[partition] = (epoch + 1, Some(router));
+        self.say_owned(router);
+    }
+
+    fn say_owned(&mut self, router: RouterIndex) {
+        let owners = (0..).zip(&self.owners);
+        let owned = owners.filter(|(_, (_, owner))| *owner == Some(router));
+        let claims: Vec<Claim> = owned.map(|(partition, (epoch, _))| (partition, *epoch)).collect();
+        if self.is_up[router.at()] {
+            self.rig.owns(router, &claims);
+        }
+    }
+
+    fn send(&mut self) {
+        let (key, to) = (self.keys[self.rng.usize(..self.keys.len())], self.rng.u16(..PARTITIONS));
+        self.sends.push((to, false));
+        self.rig.says_send(key, "m", to);
+    }
+
+    fn answer(&mut self) {
+        let unanswered = |ticket: &u64| !self.sends[*ticket as usize - 1].1;
+        let heard = self.heard.values().flat_map(|(_, tickets)| tickets);
+        let Some(ticket) = heard.copied().find(unanswered) else { return };
+        self.sends[ticket as usize - 1].1 = true;
+        let ack = link::SendAck { ticket, ..link::SendAck::default() };
+        let router = self.router();
+        self.rig.says_from(router, RouterMessage::SendAck(ack));
+    }
+
+    /// Takes what is in the lanes, and looks at its order; one router may be cut off from it.
+    fn hear(&mut self, lost: Option<RouterIndex>) {
+        for (router, text) in self.rig.routers_hear() {
+            if lost == Some(router) {
+                continue;
+            }
+            let link = self.rig.link_of(router).0;
+            let (users, tickets) = self.heard.entry((router.0, link)).or_default();
+            let mut words = text.split(' ');
+            match (words.next(), words.next()) {
+                (Some("register"), Some(user)) => {
+                    users.insert(user.to_owned());
+                }
+                (Some("send"), Some(ticket)) => {
+                    let ticket: u64 = ticket.parse().unwrap();
+                    let (to, _) = self.sends[ticket as usize - 1];
+                    assert!(users.contains(&user(to, 0)), "{text} before who is there");
+                    for (earlier, (partition, answered)) in (1..ticket).zip(&self.sends) {
+                        let told = *partition != to || *answered || tickets.contains(&earlier);
+                        assert!(told, "{text} overtakes {earlier} at router {}", router.0);
+                    }
+                    tickets.insert(ticket);
+                }
+                other => assert_eq!(other, (Some("snapshot"), Some("end"))),
+            }
+        }
+    }
+
+    /// Everything is up and owned, and all that waits is told.
+    fn settle(&mut self) {
+        for router in [A, B] {
+            self.rig.mesh.set_router_full(router, false);
+            if !self.is_up[router.at()] {
+                self.link_up(router);
+            }
+        }
+        for owner in &mut self.owners {
+            owner.1 = owner.1.or(Some(A));
+        }
+        for router in [A, B] {
+            self.say_owned(router);
+        }
+        for _ in 0..10 {
+            self.hear(None);
+        }
+        assert!(!self.rig.shard.has_more_to_tell());
+        let at = |router: Option<RouterIndex>| {
+            let router = router.unwrap();
+            &self.heard[&(router.0, self.rig.link_of(router).0)]
+        };
+        for (partition, (_, owner)) in (0..).zip(&self.owners) {
+            assert!(at(*owner).0.contains(&user(partition, 0)), "partition {partition}");
+        }
+        for (ticket, (to, answered)) in (1..).zip(&self.sends) {
+            let (_, owner) = self.owners[usize::from(*to)];
+            assert!(*answered || at(owner).1.contains(&ticket), "send {ticket} is not told");
+        }
+    }
+}
+
+#[test]
+fn however_partitions_move_no_send_overtakes_another_and_none_is_left() {
+    for seed in 0..300 {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut turmoil = Turmoil::new(seed);
+            for _ in 0..150 {
+                turmoil.step();
+            }
+            turmoil.settle();
+        });
+        assert!(outcome.is_ok(), "seed {seed}");
+    }
 }
