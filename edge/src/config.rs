@@ -56,7 +56,7 @@ pub struct Config {
     pub admin: SocketAddr,
 
     /// Where the router is: HOST:PORT, or unix:/PATH when it runs on this machine. All routers of the cluster, at most 16, where
-    /// there are several (--queue nats or kafka): given several times or with commas between them
+    /// there are several: given several times or with commas between them
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1:7800")]
     pub router: Vec<RouterAddress>,
 

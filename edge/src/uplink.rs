@@ -10,17 +10,19 @@
 //! tells the time. What a link loses by breaking is told again by the shards (snapshot, unanswered sends),
 //! so nothing is kept here. What the links of an edge share is in [`crate::uplinks`].
 
+mod cluster;
+mod error;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_proto::framing;
-use hawser_proto::link::Ownership;
-use hawser_proto::partition::{PARTITIONS_MAX, PartitionId};
 use hawser_proto::view::link::{self, EdgeMessage, Heartbeat, Hello, HelloAck, RouterMessage};
-use hawser_proto::view::wire::WireError;
-use prost::Message as _;
 
+pub use self::cluster::Cluster;
+use self::cluster::{fitting, read_claims};
+pub use self::error::LinkError;
 use crate::conn::slab::shard_of;
 use crate::mesh::{Batch, Full, LinkGeneration, Mesh, Parcel, UPLINK_SHARD};
 use crate::routes::{Claim, EVERYBODY, RouterIndex};
@@ -76,56 +78,6 @@ pub enum UplinkOutput {
     Send(Vec<u8>),
     /// Close the connection, or give the attempt up. No answer is expected.
     Close,
-}
-
-/// Why a link ended; for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkError {
-    /// The attempt failed or the stream ended, with the system's error number.
-    Socket(i32),
-    /// The router closed the stream.
-    Closed,
-    /// Nothing came in time.
-    Silent,
-    /// The router has not read for as long as a lease.
-    Stuck,
-    /// Bytes that are not link frames.
-    BadFrame(String),
-    /// The router does not want this edge, and says why.
-    Refused(String),
-    /// There is no TLS with the router; a sentence that says why.
-    Tls(String),
-    /// The router does not belong to the others; a sentence that says why.
-    Misfit(String),
-}
-
-impl std::fmt::Display for LinkError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Socket(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
-            Self::Closed => f.write_str("closed by the router"),
-            Self::Silent => f.write_str("no answer in time"),
-            Self::Stuck => f.write_str("the router does not read what it is sent"),
-            Self::BadFrame(what) => write!(f, "not a link frame: {what}"),
-            Self::Refused(why) => write!(f, "refused by the router: {why}"),
-            Self::Tls(why) | Self::Misfit(why) => f.write_str(why),
-        }
-    }
-}
-
-impl From<WireError> for LinkError {
-    fn from(error: WireError) -> Self {
-        Self::BadFrame(error.to_string())
-    }
-}
-
-/// What the links to other routers say about the cluster, which a router has to agree with.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Cluster {
-    /// Partitions, as a router says that is linked.
-    pub partitions: Option<u16>,
-    /// Another router has owned every user.
-    pub has_sole_owner: bool,
 }
 
 /// What is to be handed to a shard before any message; the latest of each counts.
@@ -520,21 +472,7 @@ impl Uplink {
     }
 
     fn take_ownership(&mut self, encoded: &[u8]) -> Result<(), LinkError> {
-        let owned = Ownership::decode(encoded).map_err(|e| LinkError::BadFrame(e.to_string()))?;
-        let bad = |what: &str| LinkError::BadFrame(format!("Ownership {what}"));
-        if owned.partitions != u32::from(self.partitions) {
-            return Err(bad("of another number of partitions than HelloAck"));
-        }
-        if owned.claims.len() > usize::from(self.partitions) {
-            return Err(bad("of more partitions than there are"));
-        }
-        let claim = |claim: &hawser_proto::link::Claim| {
-            let partition = PartitionId::try_from(claim.partition).ok();
-            let partition = partition.filter(|partition| *partition < self.partitions);
-            Some((partition?, claim.epoch))
-        };
-        let claims: Option<Arc<[Claim]>> = owned.claims.iter().map(claim).collect();
-        let claims = claims.ok_or_else(|| bad("of a partition that does not exist"))?;
+        let claims = read_claims(encoded, self.partitions)?;
         self.owned = Some(claims.len());
         for owed in &mut self.owed {
             owed.claims = Some(Arc::clone(&claims));
@@ -575,25 +513,5 @@ impl Uplink {
             }
         }
         true
-    }
-}
-
-/// The number of partitions that a router says, if it can be a router of this cluster.
-fn fitting(partitions: u32, cluster: Cluster) -> Result<u16, LinkError> {
-    let told = u16::try_from(partitions).ok().filter(|partitions| *partitions <= PARTITIONS_MAX);
-    let Some(told) = told else {
-        let sentence = format!("{partitions} partitions are more than {PARTITIONS_MAX}");
-        return Err(LinkError::BadFrame(sentence));
-    };
-    match cluster.partitions {
-        Some(others) if others != told => Err(LinkError::Misfit(format!(
-            "the router has {told} partitions, and the routers that are linked have {others} (0: one that owns every user): \
-             --router may name routers of one cluster only"
-        ))),
-        _ if told == 0 && cluster.has_sole_owner => Err(LinkError::Misfit(
-            "the router owns every user by itself (--queue embedded), as another one does: --router may name one such"
-                .to_owned(),
-        )),
-        Some(_) | None => Ok(told),
     }
 }
