@@ -55,9 +55,10 @@ pub struct Config {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = socket_address)]
     pub admin: SocketAddr,
 
-    /// Where the router is: HOST:PORT, or unix:/PATH when it runs on this machine
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7800")]
-    pub router: RouterAddress,
+    /// Where the router is: HOST:PORT, or unix:/PATH when it runs on this machine. All routers of the cluster, at most 16, where
+    /// there are several: given several times or with commas between them
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1:7800")]
+    pub router: Vec<RouterAddress>,
 
     /// Name of this edge, unique among all edges of a cluster and the same after a restart, at most 64
     /// bytes. Empty, which is the default: the host's name and the port of --listen
@@ -225,7 +226,7 @@ impl Config {
     fn check_together(&self) -> Result<(), UsageError> {
         let Config { listen, admin, client_path, payload_bytes_max, outbox_bytes_max, .. } = self;
         self.tls.check_together()?;
-        self.link_tls.check_together(&self.router)?;
+        self.check_routers()?;
         if self.dev_auth && !listen.ip().is_loopback() {
             return Err(UsageError(format!(
                 "--dev-auth: lets anybody be anybody, so --listen has to be a loopback address such as \
@@ -250,6 +251,23 @@ impl Config {
                 "--outbox-bytes-max: {outbox_bytes_max} is less than twice --payload-bytes-max; allowed \
                  from {outbox_bytes_min}"
             )));
+        }
+        Ok(())
+    }
+
+    fn check_routers(&self) -> Result<(), UsageError> {
+        if self.router.len() > limits::ROUTERS_MAX {
+            return Err(UsageError(format!(
+                "--router: {} of them are more than an edge has links for, which is {}",
+                self.router.len(),
+                limits::ROUTERS_MAX
+            )));
+        }
+        for (at, router) in self.router.iter().enumerate() {
+            if self.router[..at].contains(router) {
+                return Err(UsageError(format!("--router: {router} is given twice")));
+            }
+            self.link_tls.check_together(router)?;
         }
         Ok(())
     }
@@ -378,7 +396,7 @@ mod tests {
     fn every_default_is_in_its_range() {
         let config = Config::default();
         assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
-        assert_eq!(config.router.to_string(), "127.0.0.1:7800");
+        assert_eq!(config.router, ["127.0.0.1:7800".parse().unwrap()]);
         assert_eq!(config.payload_bytes_max, 64 * 1024);
         assert_eq!(config.receive_buffer_bytes, 2048);
         assert_eq!(config.shards, None);
@@ -416,6 +434,23 @@ mod tests {
             assert_eq!(read(flags).unwrap_err(), told);
         }
         assert!(read(&["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]).is_ok());
+    }
+
+    #[test]
+    fn a_cluster_has_several_routers_each_named_once_and_not_too_many() {
+        let config = read(&["--router=a:1,b:1", "--router=unix:/run/c"]).unwrap();
+        let names: Vec<_> = config.router.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a:1", "b:1", "unix:/run/c"]);
+        assert_eq!(
+            read(&["--router=a:1", "--router=a:1"]).unwrap_err(),
+            "--router: a:1 is given twice"
+        );
+        let many: Vec<_> = (0..17).map(|n| format!("host{n}:1")).collect();
+        let told = read(&[&format!("--router={}", many.join(","))]).unwrap_err();
+        assert_eq!(told, "--router: 17 of them are more than an edge has links for, which is 16");
+        let unix_among_them = ["--router-tls-ca=ca.pem", "--router=a:1,unix:/run/c"];
+        let told = read(&unix_among_them).unwrap_err();
+        assert!(told.starts_with("--router-tls-ca: a Unix socket"), "{told}");
     }
 
     #[test]

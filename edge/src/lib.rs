@@ -2,8 +2,8 @@
 //!
 //! In the order in which a client's message travels: [`driver`] receives it, [`shard`] applies it to its
 //! connection ([`conn`]), [`http`] reads the request head once and [`ws`] the frames, [`client`] the client
-//! protocol; [`pending`] keeps sends until they are answered, [`mesh`] carries them to [`uplink`], which talks to the
-//! router. Everything but the driver and [`admin`] is free of I/O and is told the time.
+//! protocol; [`pending`] keeps sends until they are answered, [`routes`] says which router they are for, and [`mesh`]
+//! carries them to its [`uplink`], one of the [`uplinks`]. Everything but the driver and [`admin`] is free of I/O and is told the time.
 
 pub mod admin;
 pub mod auth;
@@ -28,6 +28,7 @@ pub mod probe;
 pub mod proxy;
 pub mod quotas;
 pub mod registry;
+pub mod routes;
 pub mod server;
 pub mod shard;
 pub mod shares;
@@ -35,5 +36,6 @@ pub mod systemd;
 pub mod timer;
 pub mod tls;
 pub mod uplink;
+pub mod uplinks;
 pub mod watch;
 pub mod ws;

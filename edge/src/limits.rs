@@ -45,6 +45,9 @@ pub const EDGE_ID_BYTES_MAX: usize = 64;
 /// Longest region, in bytes.
 pub const REGION_BYTES_MAX: usize = 32;
 
+/// Most routers of one cluster, as an edge sees it. Each has a link of its own.
+pub const ROUTERS_MAX: usize = 16;
+
 /// Most shards of one edge.
 pub const SHARDS_MAX: usize = 4096;
 

@@ -7,12 +7,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::command::Command;
+use crate::limits::ROUTERS_MAX;
+use crate::routes::{Claim, RouterIndex};
 
 /// The shard on whose core the uplink runs.
 pub const UPLINK_SHARD: u16 = 0;
@@ -22,33 +25,51 @@ pub const LANE_PARCELS_MAX: usize = 64;
 /// Commands that wait for a shard; an operator's next one is refused until it has taken some.
 pub const COMMANDS_MAX: usize = 64;
 
-/// Messages for the router: one link frame, its length in front.
+/// Messages for a router: one link frame, its length in front.
 #[derive(Debug)]
 pub struct Batch {
+    /// Which.
+    pub router: RouterIndex,
     /// The link for which it was written; on any other it is thrown away.
     pub link: LinkGeneration,
     /// The frame.
     pub frame: Vec<u8>,
 }
 
-/// Counts the links that an edge has had; tells what was meant for one from what is meant for the next.
+/// Counts the links that an edge has had to one router; tells what was meant for one from what is meant for the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkGeneration(pub u32);
 
 /// What the uplink tells a shard.
 #[derive(Debug)]
 pub enum Parcel {
-    /// A router has answered the hello: tell it who is here, then what is new.
+    /// A router has answered the hello. What it owns follows.
     LinkUp {
+        /// Which router.
+        router: RouterIndex,
         /// Which link.
         link: LinkGeneration,
         /// Unacknowledged deliveries that the router lets out to one device.
         window_messages: u32,
+        /// Of the cluster; 0: it owns every user.
+        partitions: u16,
     },
     /// The link is gone.
-    LinkDown,
-    /// Messages from the router for this shard's connections: a `RouterBatch`.
-    Messages(Vec<u8>),
+    LinkDown {
+        /// To which router.
+        router: RouterIndex,
+    },
+    /// All that a router owns from now on: tell it who is here of that, then what is new.
+    Owned {
+        /// Which router.
+        router: RouterIndex,
+        /// On which link it said so.
+        link: LinkGeneration,
+        /// What.
+        claims: Arc<[Claim]>,
+    },
+    /// Messages from a router for this shard's connections: a `RouterBatch`.
+    Messages(RouterIndex, Vec<u8>),
 }
 
 /// Queue full; here is what did not go in. The caller keeps it and tries again after the other side has moved on.
@@ -110,6 +131,8 @@ struct Lane {
 #[derive(Debug)]
 pub struct Mesh {
     lanes: Box<[Lane]>,
+    /// By router: so much waits to be sent to it that shards are to keep what they have for it.
+    full_routers: [AtomicBool; ROUTERS_MAX],
 }
 
 impl Mesh {
@@ -127,7 +150,10 @@ impl Mesh {
                 waker: Waker::new()?,
             })
         };
-        Ok(Self { lanes: (0..shards).map(|_| lane()).collect::<io::Result<_>>()? })
+        Ok(Self {
+            lanes: (0..shards).map(|_| lane()).collect::<io::Result<_>>()?,
+            full_routers: Default::default(),
+        })
     }
 
     /// How many shards there are.
@@ -165,16 +191,44 @@ impl Mesh {
         self.lanes[usize::from(shard)].commands.pop()
     }
 
-    /// From a shard to the uplink.
+    /// From a shard to the uplinks.
     ///
     /// # Errors
-    /// [`Full`] with the batch.
+    /// [`Full`] with the batch: no room in the lane, or too much waits for its router already.
     pub fn try_send_up(&self, shard: u16, batch: Batch) -> Result<(), Full<Batch>> {
+        if self.router_is_full(batch.router) {
+            return Err(Full(batch));
+        }
         self.lanes[usize::from(shard)].up.push(batch).map_err(Full)?;
         if shard != UPLINK_SHARD {
             self.waker(UPLINK_SHARD).wake();
         }
         Ok(())
+    }
+
+    /// Whether a shard would get rid of a batch for this router.
+    #[must_use]
+    pub fn has_room_up(&self, shard: u16, router: RouterIndex) -> bool {
+        !self.router_is_full(router) && !self.lanes[usize::from(shard)].up.is_full()
+    }
+
+    fn router_is_full(&self, router: RouterIndex) -> bool {
+        // A shard that reads the old value adds one batch, or is woken: see `set_router_full`.
+        self.full_routers.get(router.at()).is_some_and(|full| full.load(Ordering::Relaxed))
+    }
+
+    /// An uplink says whether shards are to keep what they have for its router. What is in the lanes already it takes all
+    /// the same: so a router that does not read keeps nobody from the others.
+    pub fn set_router_full(&self, router: RouterIndex, full: bool) {
+        let Some(said) = self.full_routers.get(router.at()) else { return };
+        if said.load(Ordering::Relaxed) == full {
+            return;
+        }
+        said.store(full, Ordering::Relaxed);
+        if !full {
+            // `wake` has the fence that pairs with a shard's last look before it sleeps.
+            self.lanes.iter().for_each(|lane| lane.waker.wake());
+        }
     }
 
     /// The uplink takes what a shard sent.
@@ -252,7 +306,7 @@ mod tests {
     #[test]
     fn a_full_lane_gives_the_batch_back_and_takes_it_when_there_is_room() {
         let mesh = Mesh::new(2).unwrap();
-        let batch = || Batch { link: LinkGeneration(1), frame: vec![1] };
+        let batch = || Batch { router: RouterIndex(0), link: LinkGeneration(1), frame: vec![1] };
         for _ in 0..LANE_PARCELS_MAX {
             assert!(mesh.try_send_up(1, batch()).is_ok());
         }
@@ -265,11 +319,26 @@ mod tests {
     #[test]
     fn a_parked_core_is_woken_and_one_that_is_awake_costs_no_system_call() {
         let mesh = Mesh::new(2).unwrap();
-        mesh.try_send_down(1, Parcel::LinkDown).unwrap();
+        let parcel = || Parcel::LinkDown { router: RouterIndex(0) };
+        mesh.try_send_down(1, parcel()).unwrap();
         mesh.waker(1).park();
-        mesh.try_send_down(1, Parcel::LinkDown).unwrap();
+        mesh.try_send_down(1, parcel()).unwrap();
         let mut count = [0; 8];
         assert_eq!(rustix::io::read(mesh.waker(1).eventfd(), &mut count), Ok(8));
         assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn what_is_for_a_full_router_stays_with_the_shard_which_is_woken_when_there_is_room() {
+        let mesh = Mesh::new(2).unwrap();
+        let batch =
+            |router| Batch { router: RouterIndex(router), link: LinkGeneration(1), frame: vec![1] };
+        mesh.set_router_full(RouterIndex(3), true);
+        assert!(mesh.try_send_up(1, batch(3)).is_err() && !mesh.has_room_up(1, RouterIndex(3)));
+        assert!(mesh.try_send_up(1, batch(2)).is_ok() && mesh.has_room_up(1, RouterIndex(2)));
+        mesh.waker(1).park();
+        mesh.set_router_full(RouterIndex(3), false);
+        assert_eq!(rustix::io::read(mesh.waker(1).eventfd(), &mut [0; 8]), Ok(8));
+        assert!(mesh.try_send_up(1, batch(3)).is_ok());
     }
 }

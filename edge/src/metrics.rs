@@ -245,6 +245,8 @@ counters! {
     signals_denied, "counter", "edge_signals_denied_total", "signals that the token does not allow";
     refreshed, "counter", "edge_refreshed_total", "tokens exchanged for newer ones on open connections";
     delivers, "counter", "edge_delivers_total", "Deliver messages handed to clients";
+    foreign_deliveries, "counter", "edge_foreign_deliveries_total", "messages of a router about a user that another one serves by now";
+    signals_dropped, "counter", "edge_signals_dropped_total", "signals dropped because the router they were for had no room";
     stale_deliveries, "counter", "edge_stale_deliveries_total", "router messages for connections that are gone";
     bad_router_messages, "counter", "edge_bad_router_messages_total", "router messages that could not be read";
     handshakes, "gauge", "edge_handshakes", "connections between accept and upgrade";
@@ -253,9 +255,10 @@ counters! {
     throttled, "counter", "edge_throttled_total", "times that a client above its rate was not read from for a while";
     outbox_overflows, "counter", "edge_outbox_overflows_total", "connections ended because their outbox was full";
     receive_buffers_empty, "counter", "edge_receive_buffers_empty_total", "receives started again for want of a buffer";
-    link_up, "gauge", "edge_link_up", "1 while a router has answered the hello";
+    partitions, "gauge", "edge_partitions", "partitions of the users, 1 where one router serves all";
+    partitions_unrouted, "gauge", "edge_partitions_unrouted", "partitions that no router serves";
     link_bad_messages, "counter", "edge_link_bad_messages_total", "router messages for no shard of this edge, or unreadable";
-    link_ups, "counter", "edge_link_ups_total", "times that the link came up";
+    link_ups, "counter", "edge_link_ups_total", "times that a link came up";
 }
 
 impl Counters {

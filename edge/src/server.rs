@@ -1,5 +1,6 @@
 //! One edge: a shard on each core it is given, the uplink beside the first, the admin address on a thread of its own.
 
+use std::fmt::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -15,14 +16,15 @@ use crate::certs::{self, Loaded};
 use crate::command::Command;
 use crate::config::{Config, RouterAddress};
 use crate::drain::Order;
-use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnd, Settings};
+use crate::driver::{self, Clock, Driver, LinkAddress, LinkEnds, RouterEnd, RouterSeen, Settings};
 use crate::mesh::{Full, Mesh, UPLINK_SHARD};
 use crate::metrics::{self, Counters};
 use crate::plan::Plan;
 use crate::quotas::Quotas;
 use crate::shard::{Given, Shard, Share};
 use crate::shares::Shares;
-use crate::uplink::{EdgeIdentity, Uplink};
+use crate::uplink::EdgeIdentity;
+use crate::uplinks::Uplinks;
 
 /// What an executor may pin for I/O of its own, in bytes: it reads one eventfd.
 const EXECUTOR_IO_BYTES: usize = 64 * 1024;
@@ -39,7 +41,7 @@ pub struct Edge {
 /// What the admin address shows, and what an operator can ask for.
 pub struct State {
     counters: Vec<Arc<Counters>>,
-    link_up: Arc<AtomicBool>,
+    routers: Arc<[RouterSeen]>,
     draining: AtomicBool,
     /// When the first certificate runs out, in seconds since the Unix epoch; 0: there is none.
     certificates_expire: AtomicU64,
@@ -101,10 +103,10 @@ impl State {
     #[must_use]
     pub fn summary(&self) -> String {
         let connections: u64 = self.counters.iter().map(|c| c.connections.get()).sum();
-        let link = if self.link_is_up() { "up" } else { "down" };
+        let link = self.links();
         let draining = if self.is_draining() { ", draining" } else { "" };
         let (shards, max) = (self.shards(), self.connections_max);
-        format!("{connections} of {max} connections on {shards} shards, link {link}{draining}")
+        format!("{connections} of {max} connections on {shards} shards, {link}{draining}")
     }
 
     /// Whether the edge is on its way out.
@@ -155,10 +157,26 @@ impl State {
         }
     }
 
-    /// Whether new clients can be served: with no router nobody can be registered.
-    #[must_use]
-    pub fn link_is_up(&self) -> bool {
-        self.link_up.load(Ordering::Relaxed)
+    /// `link up`, `link down`, or how many of several are up.
+    fn links(&self) -> String {
+        let up = self.routers.len() - self.unlinked().count();
+        match (self.routers.len(), up) {
+            (1, 1) => "link up".to_owned(),
+            (1, _) => "link down".to_owned(),
+            (all, up) => format!("{up} of {all} links up"),
+        }
+    }
+
+    /// The routers to which there is no link.
+    fn unlinked(&self) -> impl Iterator<Item = &str> {
+        let down = self.routers.iter().filter(|router| !router.is_up.load(Ordering::Relaxed));
+        down.map(|router| router.name.as_str())
+    }
+
+    /// Partitions that no router serves, and partitions.
+    fn unrouted(&self) -> (u64, u64) {
+        let counters = &self.counters[usize::from(UPLINK_SHARD)];
+        (counters.partitions_unrouted.get(), counters.partitions.get())
     }
 
     /// Why no new clients should come here, if they should not: what the health check answers.
@@ -167,19 +185,33 @@ impl State {
         let auth = self.auth_health.as_ref().filter(|auth| auth.is_closed());
         if self.is_draining() {
             Some("draining: clients are sent to other edges".into())
-        } else if !self.link_is_up() {
+        } else if self.unlinked().count() == self.routers.len() {
             Some("degraded: no link to a router, new clients cannot be registered".into())
+        } else if self.unrouted().0 >= self.unrouted().1 {
+            let told = "degraded: no router that is linked serves anybody, new clients cannot be registered";
+            Some(told.into())
         } else {
             auth.and_then(|auth| auth.told()).map(|trouble| format!("degraded: {trouble}"))
         }
     }
 
-    /// What does not work though new clients can come: with the keys that it knows the edge goes on, so balancers are to go
-    /// on with it.
+    /// What does not work though new clients can come, so that balancers are to go on with this edge: with the keys that it
+    /// knows it goes on, and where some users have no router, they have none at any edge.
     #[must_use]
     pub fn infirmity(&self) -> Option<String> {
-        let told = self.auth_health.as_ref().and_then(|auth| auth.told());
-        told.map(|trouble| format!("degraded: {trouble}"))
+        let mut troubles = Vec::new();
+        let (unrouted, partitions) = self.unrouted();
+        if unrouted > 0 {
+            troubles.push(format!("no router serves {unrouted} of {partitions} partitions"));
+        }
+        let unlinked: Vec<_> = self.unlinked().collect();
+        if !unlinked.is_empty() {
+            troubles.push(format!("no link to {}", unlinked.join(", ")));
+        }
+        troubles.extend(
+            self.auth_health.as_ref().and_then(|auth| auth.told()).map(|told| told.to_string()),
+        );
+        (!troubles.is_empty()).then(|| format!("degraded: {}", troubles.join("; ")))
     }
 
     /// Reads the files of keys again; all shards check tokens with them, and by these knobs, from then on.
@@ -193,6 +225,12 @@ impl State {
     /// Appends all metrics in Prometheus' text format.
     pub fn render(&self, out: &mut String) {
         metrics::render(&self.counters, out);
+        metrics::header(out, "edge_link_up", "gauge", "1 while the router has answered the hello");
+        for router in self.routers.iter() {
+            let up = u8::from(router.is_up.load(Ordering::Relaxed));
+            let _ =
+                writeln!(out, "edge_link_up{{router=\"{}\"}} {up}", router.name.escape_default());
+        }
         if let Some(health) = &self.auth_health {
             health.render(out);
         }
@@ -241,13 +279,20 @@ impl Edge {
         let auth_health = service.as_ref().map(Service::health);
         let listen = driver::reserve(config.listen)
             .map_err(|error| UsageError(format!("--listen: {}: {error}", config.listen)))?;
-        let address = resolve(&config.router)?;
-        let link_tls = certs::router(&config.link_tls, &config.router)?;
+        let end = |router: &RouterAddress| {
+            let address = resolve(router)?;
+            Ok(RouterEnd { address, tls: certs::router(&config.link_tls, router)? })
+        };
+        let ends = config.router.iter().map(end).collect::<Result<Vec<_>, UsageError>>()?;
+        let seen = |router: &RouterAddress| RouterSeen {
+            name: router.to_string(),
+            is_up: AtomicBool::new(false),
+        };
+        let routers: Arc<[_]> = config.router.iter().map(seen).collect();
         let mesh = Mesh::new(shards)
             .map_err(|error| UsageError(format!("--shards: no eventfd for each: {error}")))?;
         let (mesh, stop) = (Arc::new(mesh), Arc::new(AtomicBool::new(false)));
         let shares = Arc::new(Shares::new(shards, plan.cores, plan.connections_a_shard));
-        let link_up = Arc::new(AtomicBool::new(false));
         let counters: Vec<_> = (0..shards).map(|_| Arc::new(Counters::default())).collect();
         let quotas = Arc::new(Quotas::default());
         let handshakes_max = plan.handshakes_a_shard(config.limit.handshakes_max);
@@ -260,7 +305,7 @@ impl Edge {
         let clock = Clock::start();
         let state = Arc::new(State {
             counters: counters.clone(),
-            link_up: link_up.clone(),
+            routers: routers.clone(),
             draining: AtomicBool::new(false),
             certificates_expire: AtomicU64::new(0),
             stop: stop.clone(),
@@ -280,16 +325,14 @@ impl Edge {
             .map(|_| driver::listen(listen))
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
+        let uplinks = Uplinks::new(&identity, ends.len() as u8, mesh.shards(), identity.epoch);
+        let mut links = Some(LinkEnds { uplinks, routers: ends, seen: routers });
         let (started, starts) = crossbeam::channel::bounded(shards);
         for (index, counters) in (0u16..).zip(&counters) {
             let listener = listeners[usize::from(index) % plan.cores]
                 .try_clone()
                 .map_err(|error| UsageError(format!("--listen: {listen}: {error}")))?;
-            let link = (index == UPLINK_SHARD).then(|| {
-                let uplink = Uplink::new(identity.clone(), mesh.shards(), identity.epoch);
-                let tls = link_tls.clone();
-                LinkEnd { uplink, address: address.clone(), tls, up: link_up.clone() }
-            });
+            let links = links.take_if(|_| index == UPLINK_SHARD);
             let given = Given {
                 auth: auth.clone(),
                 counters: counters.clone(),
@@ -321,7 +364,7 @@ impl Edge {
                         .store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
                     let shard = Shard::new(index, config, share, given, clock.now());
                     let driver =
-                        Driver::new(settings, clock, shard, (mesh, shares), listener, link, stop);
+                        Driver::new(settings, clock, shard, (mesh, shares), listener, links, stop);
                     let outcome = driver.as_ref().map(|_| ()).map_err(io::Error::kind);
                     // The receiver waits for every shard; it cannot be gone.
                     let _ = started.send((index, outcome));

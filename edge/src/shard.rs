@@ -1,13 +1,16 @@
 //! All state of one core: its connections, its users, its timers, its part of the link.
 //!
 //! Free of I/O. The driver tells what happened ([`Shard::apply`]), what time it is, and asks what to do
-//! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplink once a turn.
-//! What a client says is dealt with in [`clients`], what the router says in [`routers`].
+//! ([`Shard::poll_output`], [`Shard::poll_timeout`]); [`Shard::exchange`] trades with the uplinks once a turn.
+//! What a client says is dealt with in [`clients`], what routers say in [`routers`]; which router is
+//! told what is in [`links`], and what one is told that gets partitions in [`moves`].
 
 mod admission;
 mod clients;
 mod commands;
 mod door;
+mod links;
+mod moves;
 mod reload;
 mod routers;
 mod secure;
@@ -21,11 +24,11 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use hawser_proto::client::error::Code;
-use hawser_proto::framing;
 use hawser_proto::view::client::{Error, ServerFrame};
 use hawser_proto::view::link::{EdgeMessage, Unregister};
 
 use self::admission::HeadToken;
+use self::links::Links;
 use self::reload::Told;
 use crate::auth::ask::Verdict;
 use crate::auth::{Auth, Identity, Refused};
@@ -37,8 +40,6 @@ use crate::conn::{
 };
 use crate::drain::Drain;
 use crate::http;
-use crate::limits::LINK_BATCH_BYTES;
-use crate::mesh::{Batch, LinkGeneration};
 use crate::meter::Allowance;
 use crate::metrics::Counters;
 use crate::pending::PendingSends;
@@ -168,15 +169,6 @@ pub struct Given {
     pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-/// What this shard knows of the link.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    generation: LinkGeneration,
-    window_messages: u32,
-    /// Next slot whose connection has to be told to the router; `None` when all have been.
-    snapshot: Option<u32>,
-}
-
 /// See the module.
 pub struct Shard {
     index: u16,
@@ -211,15 +203,9 @@ pub struct Shard {
     ready: VecDeque<ConnKey>,
     outputs: VecDeque<Output>,
     pending: PendingSends,
-    link: Option<Link>,
-    /// The link frame being filled; empty, or with room for its length in front.
-    batch: Vec<u8>,
-    /// Whole frames on their way into the lane.
-    batches: VecDeque<Batch>,
-    /// The lane was full the last time: what fills it is not read from until it has room.
-    congested: bool,
-    /// Connections that are not read from because of that.
-    held: Vec<ConnKey>,
+    links: Links,
+    /// Connections that are not read from because their router has no room.
+    held: AHashSet<ConnKey>,
     /// Client programs by kind and version; sessions hold the index.
     clients: Vec<Arc<(Box<str>, Box<str>)>>,
     /// Clients are being sent away.
@@ -232,7 +218,7 @@ impl Shard {
     /// A shard without connections, which takes at most its share of them.
     #[must_use]
     pub fn new(index: u16, config: Arc<Config>, share: Share, given: Given, now: Now) -> Self {
-        Self {
+        let shard = Self {
             index,
             routes: routes(&config),
             framing: framing(&config),
@@ -258,16 +244,15 @@ impl Shard {
             ready: VecDeque::new(),
             outputs: VecDeque::new(),
             pending: PendingSends::default(),
-            link: None,
-            batch: Vec::new(),
-            batches: VecDeque::new(),
-            congested: false,
-            held: Vec::new(),
+            links: Links::default(),
+            held: AHashSet::new(),
             clients: vec![Arc::new(("other".into(), "".into()))],
             drain: None,
             told: Told::default(),
             config,
-        }
+        };
+        shard.count_routes();
+        shard
     }
 
     /// What this shard counts.
@@ -857,7 +842,8 @@ impl Shard {
         self.registry.remove(&self.conns, key);
         self.registry.shrink(&self.conns);
         let connection = key.to_connection_id(self.index);
-        self.say(&EdgeMessage::Unregister(Unregister { connection, user: &user }));
+        let unregister = Unregister { connection, user: &user };
+        self.links.say(&user, &EdgeMessage::Unregister(unregister));
     }
 
     /// Notes that a connection has something to send. Past the outbox's bound the connection ends: its
@@ -874,23 +860,25 @@ impl Shard {
     }
 
     /// Starts or stops receiving, as bounds ask: a client that does not read, whose sends wait for the
-    /// router, or whose sends fill the link, is not read from.
+    /// router, or whose router has no room for what it says, is not read from.
     fn update_receiving(&mut self, key: ConnKey) {
-        let congested = self.congested;
+        let Some(conn) = self.conns.get(key) else { return };
+        let is_congested =
+            conn.session().is_some_and(|session| self.links.is_congested_for(&session.user));
         let Some(conn) = self.conns.get_mut(key) else { return };
+        if is_congested && conn.receiving != Receiving::Ended {
+            self.held.insert(key);
+        }
         let sends = conn.session().map_or(0, |s| s.sends_in_flight);
         let wanted = conn.outbox.bytes() <= OUTBOX_READ_BYTES_MAX
             && !conn.throttled
             && !matches!(conn.phase, Phase::Asking(_))
             && u32::from(sends) < self.config.sends_in_flight_max
-            && !(congested && conn.session().is_some());
+            && !is_congested;
         match conn.receiving {
             Receiving::Armed if !wanted => {
                 conn.receiving = Receiving::Stopping;
                 self.outputs.push_back(Output::StopReceive { key });
-                if congested {
-                    self.held.push(key);
-                }
             }
             Receiving::Paused if wanted => {
                 conn.receiving = Receiving::Armed;
@@ -936,25 +924,6 @@ impl Shard {
     fn tell_error(&mut self, key: ConnKey, code: i32, message: &str, retryable: bool) {
         self.tell(key, &ServerFrame::Error(Error { code, message, retryable }));
     }
-
-    /// Says something to the router. Lost when there is no link: the next one begins with a snapshot.
-    fn say(&mut self, message: &EdgeMessage<'_>) {
-        if self.link.is_none() {
-            return;
-        }
-        message.write(open_batch(&mut self.batch));
-        self.close_batch(LINK_BATCH_BYTES);
-    }
-
-    /// Hands the batch on when it has reached `bytes`.
-    fn close_batch(&mut self, bytes: usize) {
-        let Some(link) = &self.link else { return };
-        if self.batch.len() >= bytes.max(framing::LENGTH_BYTES + 1) {
-            let mut frame = std::mem::take(&mut self.batch);
-            framing::finish_frame(&mut frame, 0);
-            self.batches.push_back(Batch { link: link.generation, frame });
-        }
-    }
 }
 
 fn routes(config: &Config) -> http::Routes {
@@ -982,11 +951,4 @@ fn deflater(config: &Config) -> ws::Deflater {
 fn allowance(allowances: &[Allowance], conn: &Connection) -> Allowance {
     let class = conn.session().map_or(0, |session| session.grant.rate_class());
     allowances.get(usize::from(class)).copied().unwrap_or_default()
-}
-
-fn open_batch(batch: &mut Vec<u8>) -> &mut Vec<u8> {
-    if batch.is_empty() {
-        let _start = framing::begin_frame(batch);
-    }
-    batch
 }

@@ -1,4 +1,4 @@
-//! The link to the router: hello, then what the shards say, and back.
+//! The link to one router: hello, then what the shards say, and back.
 //!
 //! ```text
 //!   Down(retry at) ──► Connecting ──► Greeting (Hello is out) ──► Up
@@ -8,17 +8,24 @@
 //!
 //! Free of I/O: the driver of [`mesh::UPLINK_SHARD`](crate::mesh::UPLINK_SHARD) connects, moves the bytes and
 //! tells the time. What a link loses by breaking is told again by the shards (snapshot, unanswered sends),
-//! so nothing is kept here.
+//! so nothing is kept here. What the links of an edge share is in [`crate::uplinks`].
+
+mod cluster;
+mod error;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_proto::framing;
 use hawser_proto::view::link::{self, EdgeMessage, Heartbeat, Hello, HelloAck, RouterMessage};
-use hawser_proto::view::wire::WireError;
 
+pub use self::cluster::Cluster;
+use self::cluster::{fitting, read_claims};
+pub use self::error::LinkError;
 use crate::conn::slab::shard_of;
-use crate::mesh::{Full, LinkGeneration, Mesh, Parcel};
+use crate::mesh::{Batch, Full, LinkGeneration, Mesh, Parcel, UPLINK_SHARD};
+use crate::routes::{Claim, EVERYBODY, RouterIndex};
 use crate::timer::{Now, Tick};
 
 /// Link protocol that this release speaks.
@@ -27,8 +34,11 @@ pub const PROTOCOL: u32 = 1;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Frames that wait to be sent; what does not fit stays in the lanes, and fills them.
-const OUT_FRAMES_MAX: usize = 64;
+/// Frames that wait to be sent; from then on shards keep what they have for this router, and stop reading from whom they
+/// have it. What lies in the lanes at that moment, 64 batches a shard, is taken all the same.
+pub const OUT_FRAMES_MAX: usize = 64;
+/// At this many shards may go on.
+const OUT_FRAMES_LOW: usize = OUT_FRAMES_MAX / 2;
 /// Small frames are joined until a send has this many bytes.
 const JOINED_BYTES: usize = 64 * 1024;
 
@@ -70,45 +80,21 @@ pub enum UplinkOutput {
     Close,
 }
 
-/// Why a link ended; for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkError {
-    /// The attempt failed or the stream ended, with the system's error number.
-    Socket(i32),
-    /// The router closed the stream.
-    Closed,
-    /// Nothing came in time.
-    Silent,
-    /// Bytes that are not link frames.
-    BadFrame(String),
-    /// The router does not want this edge, and says why.
-    Refused(String),
-    /// There is no TLS with the router; a sentence that says why.
-    Tls(String),
-}
-
-impl std::fmt::Display for LinkError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Socket(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
-            Self::Closed => f.write_str("closed by the router"),
-            Self::Silent => f.write_str("no answer in time"),
-            Self::BadFrame(what) => write!(f, "not a link frame: {what}"),
-            Self::Refused(why) => write!(f, "refused by the router: {why}"),
-            Self::Tls(why) => f.write_str(why),
-        }
-    }
-}
-
-impl From<WireError> for LinkError {
-    fn from(error: WireError) -> Self {
-        Self::BadFrame(error.to_string())
-    }
+/// What is to be handed to a shard before any message; the latest of each counts.
+#[derive(Debug, Default)]
+struct Owed {
+    /// LinkUp or LinkDown.
+    link: Option<Parcel>,
+    claims: Option<Arc<[Claim]>>,
 }
 
 /// See the module.
 pub struct Uplink {
+    router: RouterIndex,
     identity: EdgeIdentity,
+    /// Partitions of the cluster, as the router said when the link came up.
+    partitions: u16,
+    cluster: Cluster,
     state: LinkState,
     generation: LinkGeneration,
     /// Attempts since the link was last up.
@@ -118,7 +104,10 @@ pub struct Uplink {
     last_heard: Tick,
     last_said: Tick,
     out: VecDeque<Vec<u8>>,
-    sending: bool,
+    /// Since when a send is on its way.
+    sending: Option<Tick>,
+    /// Shards were told to keep what they have.
+    is_full: bool,
     connect: bool,
     close: bool,
     /// Bytes of a frame whose rest has not arrived, or that waits for room in a lane.
@@ -127,9 +116,11 @@ pub struct Uplink {
     taken: usize,
     /// What the current frame brought for each shard.
     parcels: Vec<Vec<u8>>,
-    /// LinkUp and LinkDown that are owed to each shard.
-    owed: Vec<Option<Parcel>>,
+    /// By shard.
+    owed: Vec<Owed>,
     error: Option<LinkError>,
+    /// Partitions that the router says it owns, when nobody has asked since it said so.
+    owned: Option<usize>,
     counters: UplinkCounters,
 }
 
@@ -145,9 +136,12 @@ pub struct UplinkCounters {
 impl Uplink {
     /// A link that is down and tries at once. `seed` spreads the attempts of a fleet.
     #[must_use]
-    pub fn new(identity: EdgeIdentity, shards: u16, seed: u64) -> Self {
+    pub fn new(router: RouterIndex, identity: EdgeIdentity, shards: u16, seed: u64) -> Self {
         Self {
+            router,
             identity,
+            partitions: 0,
+            cluster: Cluster::default(),
             state: LinkState::Down(Tick(0)),
             generation: LinkGeneration(0),
             attempts: 0,
@@ -156,14 +150,16 @@ impl Uplink {
             last_heard: Tick(0),
             last_said: Tick(0),
             out: VecDeque::with_capacity(OUT_FRAMES_MAX),
-            sending: false,
+            sending: None,
+            is_full: false,
             connect: false,
             close: false,
             input: Vec::new(),
             taken: 0,
             parcels: (0..shards).map(|_| Vec::new()).collect(),
-            owed: (0..shards).map(|_| None).collect(),
+            owed: (0..shards).map(|_| Owed::default()).collect(),
             error: None,
+            owned: None,
             counters: UplinkCounters::default(),
         }
     }
@@ -172,6 +168,17 @@ impl Uplink {
     #[must_use]
     pub fn state(&self) -> LinkState {
         self.state
+    }
+
+    /// How many partitions there are, as the router says while the link is up.
+    #[must_use]
+    pub fn partitions(&self) -> Option<u16> {
+        (self.state == LinkState::Up).then_some(self.partitions)
+    }
+
+    /// What the router has to agree with when it answers the hello.
+    pub fn set_cluster(&mut self, cluster: Cluster) {
+        self.cluster = cluster;
     }
 
     /// What has happened so far.
@@ -183,6 +190,11 @@ impl Uplink {
     /// Why the link went down, once.
     pub fn take_error(&mut self) -> Option<LinkError> {
         self.error.take()
+    }
+
+    /// How many partitions the router owns, once each time that it says so.
+    pub fn take_owned(&mut self) -> Option<usize> {
+        self.owned.take()
     }
 
     /// The attempt failed, or the link did, for another reason than [`Self::handle_closed`] tells.
@@ -234,8 +246,8 @@ impl Uplink {
 
     /// The bytes of the last [`UplinkOutput::Send`] are out, or the stream failed; the buffer comes back.
     pub fn handle_sent(&mut self, now: Now, mesh: &Mesh, buffer: Vec<u8>, result: Result<(), i32>) {
-        mesh.give_buffer(crate::mesh::UPLINK_SHARD, buffer);
-        self.sending = false;
+        mesh.give_buffer(UPLINK_SHARD, buffer);
+        self.sending = None;
         if let Err(errno) = result {
             self.go_down(now, LinkError::Socket(errno));
         }
@@ -247,25 +259,41 @@ impl Uplink {
         self.go_down(now, error);
     }
 
-    /// Moves what waits: parcels into lanes, batches out of them; looks at deadlines. Call it once a turn.
+    /// Moves what waits into the lanes; looks at deadlines. Call it once a turn.
     pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
         self.handle_timeout(now);
         self.hand_over(mesh);
         if self.parcels.iter().all(Vec::is_empty) && self.taken < self.input.len() {
             self.read_frames(now, mesh);
         }
-        self.gather(now, mesh);
+        if self.is_full && self.out.len() <= OUT_FRAMES_LOW {
+            self.is_full = false;
+            mesh.set_router_full(self.router, false);
+        }
+    }
+
+    /// Takes what a shard has for the router. Past [`OUT_FRAMES_MAX`] shards are told to keep what comes next.
+    pub fn take_batch(&mut self, now: Now, mesh: &Mesh, shard: u16, batch: Batch) {
+        if self.state != LinkState::Up || batch.link != self.generation {
+            return mesh.give_buffer(shard, batch.frame);
+        }
+        self.out.push_back(batch.frame);
+        self.last_said = now.tick;
+        if self.out.len() >= OUT_FRAMES_MAX && !self.is_full {
+            self.is_full = true;
+            mesh.set_router_full(self.router, true);
+        }
     }
 
     /// What the driver has to do next.
-    pub fn poll_output(&mut self) -> Option<UplinkOutput> {
+    pub fn poll_output(&mut self, now: Now) -> Option<UplinkOutput> {
         if std::mem::take(&mut self.close) {
             return Some(UplinkOutput::Close);
         }
         if std::mem::take(&mut self.connect) {
             return Some(UplinkOutput::Connect);
         }
-        if self.sending {
+        if self.sending.is_some() {
             return None;
         }
         let mut bytes = self.out.pop_front()?;
@@ -274,7 +302,7 @@ impl Uplink {
         {
             bytes.extend_from_slice(&next);
         }
-        self.sending = true;
+        self.sending = Some(now.tick);
         Some(UplinkOutput::Send(bytes))
     }
 
@@ -287,14 +315,15 @@ impl Uplink {
                 Some(self.last_said.after(GREETING_TIMEOUT))
             }
             LinkState::Up => {
-                Some(self.last_said.after(self.lease / 3).min(self.last_heard.after(self.lease)))
+                let since = self.sending.map_or(self.last_heard, |sent| sent.min(self.last_heard));
+                Some(self.last_said.after(self.lease / 3).min(since.after(self.lease)))
             }
         }
     }
 
     fn handle_timeout(&mut self, now: Now) {
         match self.state {
-            LinkState::Down(retry) if retry <= now.tick && !self.sending => {
+            LinkState::Down(retry) if retry <= now.tick && self.sending.is_none() => {
                 self.state = LinkState::Connecting;
                 self.connect = true;
                 self.last_said = now.tick;
@@ -307,6 +336,11 @@ impl Uplink {
             }
             LinkState::Up if self.last_heard.after(self.lease) <= now.tick => {
                 self.go_down(now, LinkError::Silent);
+            }
+            LinkState::Up
+                if self.sending.is_some_and(|since| since.after(self.lease) <= now.tick) =>
+            {
+                self.go_down(now, LinkError::Stuck);
             }
             LinkState::Up
                 if self.last_said.after(self.lease / 3) <= now.tick && self.out.is_empty() =>
@@ -328,8 +362,9 @@ impl Uplink {
         }
         if self.state == LinkState::Up {
             self.attempts = 0;
+            let router = self.router;
             for owed in &mut self.owed {
-                *owed = Some(Parcel::LinkDown);
+                *owed = Owed { link: Some(Parcel::LinkDown { router }), claims: None };
             }
         }
         // Full jitter above half the step: a fleet whose router restarts does not come back in one instant.
@@ -401,29 +436,46 @@ impl Uplink {
     /// A message for the edge itself.
     fn handle_message(&mut self, now: Now, message: &[u8]) -> Result<(), LinkError> {
         // Heartbeats have done their work by arriving; what a later release says is passed over.
-        if let RouterMessage::HelloAck(ack) = RouterMessage::read(message)?
-            && self.state == LinkState::Greeting
-        {
-            return self.go_up(now, ack);
+        match (RouterMessage::read(message)?, self.state) {
+            (RouterMessage::HelloAck(ack), LinkState::Greeting) => self.go_up(now, ack),
+            // One that owns every user has said so.
+            (RouterMessage::Ownership(owned), LinkState::Up) if self.partitions > 0 => {
+                self.take_ownership(owned.0)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn go_up(&mut self, now: Now, ack: HelloAck<'_>) -> Result<(), LinkError> {
         if !ack.refused.is_empty() {
             return Err(LinkError::Refused(ack.refused.to_owned()));
         }
+        let partitions = fitting(ack.partitions, self.cluster)?;
         self.state = LinkState::Up;
+        self.partitions = partitions;
         self.generation.0 += 1;
         self.counters.ups += 1;
         self.attempts = 0;
         self.last_heard = now.tick;
         self.lease = Duration::from_millis(u64::from(ack.lease_ms)).max(Duration::from_secs(1));
+        let everybody = (partitions == 0).then(|| Arc::from(EVERYBODY));
         for owed in &mut self.owed {
-            *owed = Some(Parcel::LinkUp {
+            let link = Parcel::LinkUp {
+                router: self.router,
                 link: self.generation,
                 window_messages: ack.window_messages,
-            });
+                partitions,
+            };
+            *owed = Owed { link: Some(link), claims: everybody.clone() };
+        }
+        Ok(())
+    }
+
+    fn take_ownership(&mut self, encoded: &[u8]) -> Result<(), LinkError> {
+        let claims = read_claims(encoded, self.partitions)?;
+        self.owned = Some(claims.len());
+        for owed in &mut self.owed {
+            owed.claims = Some(Arc::clone(&claims));
         }
         Ok(())
     }
@@ -431,33 +483,35 @@ impl Uplink {
     fn hand_over(&mut self, mesh: &Mesh) {
         for shard in 0..self.owed.len() as u16 {
             let at = usize::from(shard);
-            if let Some(parcel) = self.owed[at].take()
-                && let Err(Full(parcel)) = mesh.try_send_down(shard, parcel)
+            if self.hand_owed(mesh, shard)
+                && !self.parcels[at].is_empty()
+                && !mesh.down_is_full(shard)
             {
-                self.owed[at] = Some(parcel);
-                continue;
-            }
-            if !self.parcels[at].is_empty() && !mesh.down_is_full(shard) {
-                let parcel = Parcel::Messages(std::mem::take(&mut self.parcels[at]));
-                if let Err(Full(Parcel::Messages(parcel))) = mesh.try_send_down(shard, parcel) {
+                let parcel = std::mem::take(&mut self.parcels[at]);
+                let parcel = Parcel::Messages(self.router, parcel);
+                if let Err(Full(Parcel::Messages(_, parcel))) = mesh.try_send_down(shard, parcel) {
                     self.parcels[at] = parcel;
                 }
             }
         }
     }
 
-    fn gather(&mut self, now: Now, mesh: &Mesh) {
-        for shard in 0..self.owed.len() as u16 {
-            while self.out.len() < OUT_FRAMES_MAX
-                && let Some(batch) = mesh.take_up(shard)
-            {
-                if self.state == LinkState::Up && batch.link == self.generation {
-                    self.out.push_back(batch.frame);
-                    self.last_said = now.tick;
-                } else {
-                    mesh.give_buffer(shard, batch.frame);
-                }
+    /// Hands over what has to come before messages; says whether that is done.
+    fn hand_owed(&mut self, mesh: &Mesh, shard: u16) -> bool {
+        let Some(owed) = self.owed.get_mut(usize::from(shard)) else { return false };
+        if let Some(parcel) = owed.link.take()
+            && let Err(Full(parcel)) = mesh.try_send_down(shard, parcel)
+        {
+            owed.link = Some(parcel);
+            return false;
+        }
+        if let Some(claims) = owed.claims.take() {
+            let parcel = Parcel::Owned { router: self.router, link: self.generation, claims };
+            if let Err(Full(Parcel::Owned { claims, .. })) = mesh.try_send_down(shard, parcel) {
+                owed.claims = Some(claims);
+                return false;
             }
         }
+        true
     }
 }

@@ -7,8 +7,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use hawser_proto::framing;
+use hawser_proto::link::router_message::Message as Said;
+use hawser_proto::link::{Claim, HelloAck, Ownership, RouterBatch, RouterMessage};
+use prost::Message as _;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest that anything here may take; a start takes milliseconds.
@@ -279,10 +283,90 @@ fn a_sound_edge_tells_its_health_and_its_metrics_and_leaves_on_sigterm() {
     assert!(metrics.starts_with("HTTP/1.1 200 "), "{metrics}");
     assert_names(&metrics.to_lowercase(), &["content-type: text/plain; version=0.0.4"]);
     let gauge = "# TYPE edge_connections gauge\nedge_connections 0\n";
-    assert_names(&metrics, &[gauge, "\nedge_link_up 0\n"]);
+    assert_names(&metrics, &[gauge, "\nedge_link_up{router=\"", "\nedge_partitions_unrouted 1\n"]);
 
     assert!(get(admin, "/nowhere").starts_with("HTTP/1.1 404 "));
     assert_eq!(edge.terminate().code(), Some(0));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a health check is asked until it has changed")]
+fn with_several_routers_the_health_check_names_who_is_missing_and_what_nobody_serves() {
+    let listeners = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let names = [0, 1].map(|at| listeners[at].local_addr().unwrap().to_string());
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hawser-edge"));
+    command.env_clear().args(SOUND.iter().filter(|flag| !flag.starts_with("--router")));
+    command.args(["--router", &names.join(","), "--admin", &admin.to_string()]);
+    let mut edge = Edge::spawn(command);
+    let lines = edge.lines();
+    let [a, b] = listeners;
+    let (mut to_a, mut to_b) = (greeted(&a), greeted(&b));
+    let told = |health: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = get(admin, "/healthz");
+            if answer.ends_with(&format!("\r\n\r\n{health}\n")) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{health} is awaited: {answer}");
+        }
+    };
+    let nobody =
+        "degraded: no router that is linked serves anybody, new clients cannot be registered";
+    assert!(told(nobody).starts_with("HTTP/1.1 503 "));
+
+    say(&mut to_a, [owned(&[(0, 1), (1, 1)])]);
+    say(&mut to_b, [owned(&[(2, 1), (3, 1)])]);
+    told("ok");
+    let metrics = get(admin, "/metrics");
+    for name in &names {
+        assert_names(&metrics, &[&format!("\nedge_link_up{{router=\"{name}\"}} 1\n")]);
+    }
+    assert_names(&metrics, &["\nedge_partitions 4\n", "\nedge_partitions_unrouted 0\n"]);
+
+    drop((b, to_b));
+    let noted = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok())
+        .find(|line| line.contains("no link to the router"));
+    let noted = noted.expect("a line in the log");
+    assert!(noted.contains(&names[1]) && !noted.contains(&names[0]), "{noted}");
+    let missing = format!("no link to {}", names[1]);
+    let partly = told(&format!("degraded: no router serves 2 of 4 partitions; {missing}"));
+    assert!(partly.starts_with("HTTP/1.1 200 "), "most clients can come: {partly}");
+    say(&mut to_a, [owned(&[(0, 1), (1, 1), (2, 2), (3, 2)])]);
+    told(&format!("degraded: {missing}"));
+
+    drop((a, to_a));
+    let none = "degraded: no link to a router, new clients cannot be registered";
+    assert!(told(none).starts_with("HTTP/1.1 503 "));
+    assert_eq!(edge.terminate().code(), Some(0));
+}
+
+/// A link whose Hello a router of 4 partitions has answered.
+fn greeted(router: &TcpListener) -> TcpStream {
+    let (mut link, _) = router.accept().unwrap();
+    link.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = [0; framing::LENGTH_BYTES];
+    link.read_exact(&mut bytes).unwrap();
+    let mut hello = vec![0; u32::from_le_bytes(bytes) as usize];
+    link.read_exact(&mut hello).unwrap();
+    let ack = HelloAck { protocol: 1, lease_ms: 60_000, partitions: 4, ..HelloAck::default() };
+    say(&mut link, [Said::HelloAck(ack)]);
+    link
+}
+
+fn owned(claims: &[(u32, u64)]) -> Said {
+    let claim = |&(partition, epoch)| Claim { partition, epoch };
+    Said::Ownership(Ownership { partitions: 4, claims: claims.iter().map(claim).collect() })
+}
+
+fn say<const N: usize>(link: &mut TcpStream, messages: [Said; N]) {
+    let messages = messages.map(|message| RouterMessage { message: Some(message) });
+    let mut frame = Vec::new();
+    let mark = framing::begin_frame(&mut frame);
+    RouterBatch { messages: messages.into() }.encode(&mut frame).unwrap();
+    framing::finish_frame(&mut frame, mark);
+    link.write_all(&frame).unwrap();
 }
 
 /// The whole answer to a GET request.

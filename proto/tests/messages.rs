@@ -270,6 +270,26 @@ fn router_messages() -> Vec<(&'static str, link::router_message::Message)> {
                 lease_ms: 15_000,
                 refused: "another edge has this name".into(),
                 window_messages: 64,
+                partitions: 0,
+            }),
+        ),
+        (
+            "router_hello_ack_of_many",
+            Message::HelloAck(link::HelloAck {
+                router_id: "router-2".into(),
+                protocol: 1,
+                partitions: 64,
+                ..link::HelloAck::default()
+            }),
+        ),
+        (
+            "router_ownership",
+            Message::Ownership(link::Ownership {
+                partitions: 64,
+                claims: vec![
+                    link::Claim { partition: 0, epoch: 7 },
+                    link::Claim { partition: 63, epoch: 300 },
+                ],
             }),
         ),
         (
@@ -392,7 +412,10 @@ fn every_router_message_keeps_its_bytes_and_its_view_says_the_same() {
         assert_ne!(read, view::link::RouterMessage::Unknown, "{name}");
         read.write(&mut batch);
         let expected = match name {
-            "router_hello_ack" | "router_heartbeat" => None,
+            "router_hello_ack"
+            | "router_hello_ack_of_many"
+            | "router_heartbeat"
+            | "router_ownership" => None,
             _ => Some(0x0010_0000_0100_0002),
         };
         assert_eq!(view::link::connection_of(&encoded), Ok(expected), "{name}");

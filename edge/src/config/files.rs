@@ -19,6 +19,5 @@ pub fn check(config: &Config) -> Result<(), UsageError> {
     if config.tls.is_on() {
         certs::load(&config.tls)?;
     }
-    certs::router(&config.link_tls, &config.router)?;
-    Ok(())
+    config.router.iter().try_for_each(|router| certs::router(&config.link_tls, router).map(drop))
 }

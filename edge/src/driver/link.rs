@@ -1,4 +1,4 @@
-//! The link's socket: an ordinary descriptor on the ring of the uplink's shard.
+//! A link's socket: an ordinary descriptor on the ring of the uplinks' shard.
 //!
 //! Each attempt has a number and buffers of its own, which live until the kernel has finished with all that was
 //! submitted for it: what a broken link leaves behind cannot touch the next one.
@@ -30,8 +30,8 @@ pub enum LinkAddress {
 }
 
 impl LinkAddress {
-    /// The address for attempt number `attempt`.
-    fn pick(&self, attempt: u32) -> io::Result<SockAddr> {
+    /// The address for attempt number `attempt` to reach this router.
+    pub(super) fn pick(&self, attempt: u32) -> io::Result<SockAddr> {
         match self {
             Self::Tcp(addresses) => {
                 let at = attempt as usize % addresses.len().max(1);
@@ -60,14 +60,13 @@ pub(super) struct LinkSocket {
 }
 
 impl LinkSocket {
-    /// Starts attempt number `attempt`.
+    /// Starts an attempt, which `attempt` tells from all others of the edge. `address` is one of the router's.
     pub(super) fn connect(
         ring: &mut Ring,
-        address: &LinkAddress,
+        address: SockAddr,
         tls: Option<LinkTls>,
         attempt: u32,
     ) -> io::Result<Box<Self>> {
-        let address = address.pick(attempt)?;
         let socket = Socket::new(address.domain(), Type::STREAM, None)?;
         if address.domain() != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;

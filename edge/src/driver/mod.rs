@@ -16,6 +16,7 @@ mod dialer;
 mod heap;
 mod kernel;
 mod link;
+mod links;
 mod listener;
 mod ring;
 mod sends;
@@ -31,20 +32,19 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 use io_uring::types::Timespec;
 
-use self::link::LinkSocket;
-use self::ring::{Completion, LinkEvent, Ring};
+use self::links::Links;
+use self::ring::{Completion, Ring};
 use crate::conn::{CloseReason, Peer};
-use crate::link_tls::{LinkTls, LinkTlsConfig};
 use crate::mesh::{Mesh, UPLINK_SHARD};
 use crate::plan;
 use crate::shard::{Event, Output, Shard};
 use crate::shares::{Arrival, Shares};
 use crate::timer::{Now, TICK, Tick};
-use crate::uplink::{LinkError, LinkState, Uplink, UplinkOutput};
 
 pub use self::dialer::{DIALER_SLOTS_MAX, Dialed, Dialer};
 pub use self::heap::settle_heap;
 pub use self::link::LinkAddress;
+pub use self::links::{LinkEnds, RouterEnd, RouterSeen};
 pub use self::listener::{listen, reserve};
 
 /// How long connections get to take their leave when the edge stops.
@@ -61,18 +61,6 @@ pub struct Settings {
     pub ring: plan::Ring,
     /// Bytes of each receive buffer.
     pub receive_buffer_bytes: u32,
-}
-
-/// The uplink and where it goes, on the shard that runs it.
-pub struct LinkEnd {
-    /// The state machine.
-    pub uplink: Uplink,
-    /// Where the router is.
-    pub address: LinkAddress,
-    /// How to shake hands with it, where TLS is spoken.
-    pub tls: Option<LinkTlsConfig>,
-    /// Read by the health check.
-    pub up: Arc<AtomicBool>,
 }
 
 /// The clock of one shard.
@@ -128,14 +116,8 @@ pub struct Driver {
     /// Of sockets on their way to this one, see [`Shares::arrived`].
     arrivals: Vec<Arrival>,
     ring: Ring,
-    link: Option<LinkEnd>,
-    socket: Option<Box<LinkSocket>>,
-    /// Sockets of links that are over, until the kernel is finished with their buffers.
-    #[expect(clippy::vec_box, reason = "the kernel reads the address that lies in a LinkSocket")]
-    dying: Vec<Box<LinkSocket>>,
-    attempts: u32,
-    /// An outage of the link was logged and is not over.
-    outage: bool,
+    /// Where the uplinks run.
+    links: Option<Links>,
     accept_again: Option<Tick>,
     last_tick: Tick,
     /// The earliest timeout in the ring.
@@ -157,7 +139,7 @@ impl Driver {
         shard: Shard,
         (mesh, shares): (Arc<Mesh>, Arc<Shares>),
         listener: TcpListener,
-        link: Option<LinkEnd>,
+        links: Option<LinkEnds>,
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let ring = Ring::new(&settings.ring, settings.sockets, settings.receive_buffer_bytes)?;
@@ -175,11 +157,7 @@ impl Driver {
             shutting: HashMap::default(),
             arrivals: Vec::new(),
             ring,
-            link,
-            socket: None,
-            dying: Vec::new(),
-            attempts: 0,
-            outage: false,
+            links: links.map(Links::new),
             accept_again: None,
             last_tick: Tick(0),
             timeout: None,
@@ -227,7 +205,9 @@ impl Driver {
         self.handle_timeouts(now);
         self.shares.set_held(self.settings.shard, self.shard.connections());
         self.shard.exchange(now, &self.mesh);
-        self.run_link(now);
+        if let Some(links) = &mut self.links {
+            links.run(now, &mut self.ring, &self.mesh, self.shard.counters());
+        }
         self.run_outputs();
         // Behind the closes, which make room for it.
         self.accept(now);
@@ -309,7 +289,11 @@ impl Driver {
                     self.timeout = None;
                 }
             }
-            Completion::Link { attempt, event } => self.handle_link(now, attempt, event),
+            Completion::Link { attempt, event } => {
+                if let Some(links) = &mut self.links {
+                    links.handle(now, &mut self.ring, &self.mesh, attempt, event);
+                }
+            }
         }
     }
 
@@ -349,7 +333,7 @@ impl Driver {
             return true;
         }
         self.shares.set_held(self.settings.shard, self.shard.connections());
-        let others = self.link.is_some() && self.shares.held() > 0;
+        let others = self.links.is_some() && self.shares.held() > 0;
         self.shard.connections() == 0 && self.passing.is_empty() && !others
     }
 
@@ -433,107 +417,11 @@ impl Driver {
         }
     }
 
-    fn handle_link(&mut self, now: Now, attempt: u32, event: LinkEvent) {
-        let Some(end) = &mut self.link else { return };
-        let live = self.socket.as_ref().is_some_and(|s| s.attempt() == attempt);
-        let socket = if live {
-            self.socket.as_mut()
-        } else {
-            self.dying.iter_mut().find(|s| s.attempt() == attempt)
-        };
-        let Some(socket) = socket else { return };
-        match event {
-            LinkEvent::Connected(result) => {
-                socket.connected();
-                // With TLS it is connected when the handshake is done.
-                if live && (result.is_err() || !socket.has_tls()) {
-                    end.uplink.handle_connected(now, result);
-                }
-            }
-            LinkEvent::Received(result) => match socket.received(result) {
-                Ok(received) if live => {
-                    if received.opened {
-                        end.uplink.handle_connected(now, Ok(()));
-                    }
-                    end.uplink.handle_received(now, &self.mesh, received.bytes);
-                }
-                Err(error) if live => end.uplink.handle_failed(now, error),
-                Ok(_) | Err(_) => {}
-            },
-            LinkEvent::Sent(result) => {
-                if let Some((buffer, result)) = socket.sent(result, live) {
-                    end.uplink.handle_sent(now, &self.mesh, buffer, result);
-                }
-            }
-        }
-        if live {
-            socket.flush(&mut self.ring);
-        }
-        self.dying.retain(|socket| !socket.is_quiet());
-    }
-
-    fn run_link(&mut self, now: Now) {
-        let Some(end) = &mut self.link else { return };
-        end.uplink.exchange(now, &self.mesh);
-        if let Some(error) = end.uplink.take_error() {
-            // Once an outage: each further attempt would say the same.
-            if !std::mem::replace(&mut self.outage, true) {
-                tracing::warn!("no link to the router: {error}; trying until there is one");
-            }
-        }
-        while let Some(output) = end.uplink.poll_output() {
-            match output {
-                UplinkOutput::Close => {
-                    if let Some(socket) = self.socket.take() {
-                        socket.shut();
-                        if !socket.is_quiet() {
-                            self.dying.push(socket);
-                        }
-                    }
-                }
-                UplinkOutput::Connect => {
-                    self.attempts = self.attempts.wrapping_add(1);
-                    let tls = end.tls.as_ref().map(LinkTls::new).transpose();
-                    let socket = tls.and_then(|tls| {
-                        LinkSocket::connect(&mut self.ring, &end.address, tls, self.attempts)
-                            .map_err(|e| {
-                                LinkError::Socket(e.raw_os_error().unwrap_or(libc::EINVAL))
-                            })
-                    });
-                    match socket {
-                        Ok(socket) => self.socket = Some(socket),
-                        Err(error) => end.uplink.handle_failed(now, error),
-                    }
-                }
-                UplinkOutput::Send(buffer) => match &mut self.socket {
-                    Some(socket) => socket.send(&mut self.ring, buffer),
-                    None => end.uplink.handle_sent(now, &self.mesh, buffer, Err(libc::ENOTCONN)),
-                },
-            }
-        }
-        if let Some(socket) = &mut self.socket
-            && !socket.is_receiving()
-            && !socket.is_connecting()
-            && end.uplink.wants_input()
-        {
-            socket.receive(&mut self.ring);
-        }
-        let up = end.uplink.state() == LinkState::Up;
-        if end.up.swap(up, Ordering::Relaxed) != up && up {
-            self.outage = false;
-            tracing::info!("link to the router is up");
-        }
-        self.shard.counters().link_up.set(u64::from(up));
-        let counted = end.uplink.counters();
-        self.shard.counters().link_ups.set(counted.ups);
-        self.shard.counters().link_bad_messages.set(counted.bad_messages);
-    }
-
     /// Submits what was gathered, and sleeps until the ring, another core or a deadline has something to do.
     fn sleep(&mut self) -> io::Result<()> {
         let deadline = [
             self.shard.poll_timeout(),
-            self.link.as_ref().and_then(|end| end.uplink.poll_timeout()),
+            self.links.as_ref().and_then(Links::poll_timeout),
             self.accept_again,
             self.leave_by,
             self.shard.leaves_by().filter(|_| !self.stopping),
@@ -560,7 +448,8 @@ impl Driver {
             && self.listener.is_some()
             && self.shares.has_turn(self.settings.shard)
             && self.accepts_wanted() > 0;
-        let slept = if self.mesh.has_work(self.settings.shard) || stopping || accepts {
+        let busy = self.mesh.has_work(self.settings.shard) || self.shard.can_hand_over(&self.mesh);
+        let slept = if busy || stopping || accepts {
             self.ring.enter()
         } else {
             self.ring.sleep(waker.eventfd())

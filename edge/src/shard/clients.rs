@@ -8,11 +8,12 @@ use hawser_proto::view::client::{
 };
 use hawser_proto::view::link::{self, EdgeMessage};
 
-use super::{CLIENT_KINDS_MAX, Shard, open_batch};
+use super::{CLIENT_KINDS_MAX, Shard};
 use crate::auth::{DeviceId, Identity, Permission};
 use crate::client;
 use crate::conn::{Acked, CloseReason, Codec, ConnKey, Mode, Opening, Phase, Session};
 use crate::limits;
+use crate::pending::Way;
 use crate::quotas::Exceeded;
 use crate::timer::{Now, Stamp};
 
@@ -66,11 +67,8 @@ impl Shard {
                 let Some(session) = self.session(key) else { return Ok(()) };
                 let user = session.user;
                 let connection = key.to_connection_id(self.index);
-                self.say(&EdgeMessage::Sync(link::Sync {
-                    connection,
-                    user: &user,
-                    after_sequence,
-                }));
+                let sync = link::Sync { connection, user: &user, after_sequence };
+                self.links.say(&user, &EdgeMessage::Sync(sync));
             }
             ClientFrame::Refresh(refresh) => self.handle_refresh(now, key, refresh),
             ClientFrame::Connect(_) => {
@@ -146,7 +144,7 @@ impl Shard {
         conn.token_ends = token_ends;
         self.registry.insert(&self.conns, key);
         self.schedule_session(key, now.tick.after(self.config.connect_timeout));
-        self.register(key, false);
+        self.register_new(key);
         Ok(())
     }
 
@@ -170,11 +168,8 @@ impl Shard {
         self.close(now, older, CloseReason::Replaced);
     }
 
-    /// Tells the router that this session is here.
+    /// Tells the user's router that this session is here. When there is none, the walk tells the next one.
     pub(super) fn register(&mut self, key: ConnKey, snapshot: bool) {
-        if self.link.is_none() {
-            return;
-        }
         let Some(session) = self.conns.get(key).and_then(|c| c.session()) else { return };
         let (kind, version) =
             self.clients.get(usize::from(session.client)).map_or(("", ""), |c| (&*c.0, &*c.1));
@@ -189,8 +184,7 @@ impl Shard {
             answer: !session.registered,
             snapshot,
         };
-        EdgeMessage::Register(register).write(open_batch(&mut self.batch));
-        self.close_batch(limits::LINK_BATCH_BYTES);
+        self.links.say(&session.user, &EdgeMessage::Register(register));
     }
 
     fn handle_send(&mut self, now: Now, key: ConnKey, send: Send<'_>) {
@@ -253,14 +247,15 @@ impl Shard {
             expires_at_ms,
         };
         let deadline = now.tick.after(self.config.send_timeout);
-        let overtakes = self.pending.resending();
-        let Ok(bytes) = self.pending.push(key, deadline, message) else {
+        let partition = self.links.routes().partition_of(send.to_user);
+        let way = self.links.way(partition);
+        let to = (partition, way != Way::Shut);
+        let Ok(told) = self.pending.push(key, deadline, to, message) else {
             return Err((Code::Overloaded, "too many sends wait for the router", true));
         };
         session.sends_in_flight = session.sends_in_flight.saturating_add(1);
-        if self.link.is_some() && !overtakes {
-            open_batch(&mut self.batch).extend_from_slice(bytes);
-            self.close_batch(limits::LINK_BATCH_BYTES);
+        if let (Some(bytes), Way::Open(router)) = (told, way) {
+            self.links.say_encoded(router, bytes);
         }
         Ok(())
     }
@@ -270,7 +265,8 @@ impl Shard {
         let Some(session) = self.session(key) else { return };
         session.acked.advance(ack.sequence);
         let (user, sequence, read_sequence) = (session.user, ack.sequence, ack.read_sequence);
-        self.say(&EdgeMessage::Ack(link::Ack { connection, user: &user, sequence, read_sequence }));
+        let ack = link::Ack { connection, user: &user, sequence, read_sequence };
+        self.links.say(&user, &EdgeMessage::Ack(ack));
     }
 
     fn handle_signal(&mut self, key: ConnKey, signal: Signal<'_>) {
@@ -290,13 +286,12 @@ impl Shard {
             }
             let from = session.user;
             let Signal { user: to, kind, payload } = signal;
-            return self.say(&EdgeMessage::Signal(link::Signal {
-                connection,
-                from: &from,
-                to,
-                kind,
-                payload,
-            }));
+            let signal = link::Signal { connection, from: &from, to, kind, payload };
+            // Worth nothing later.
+            if self.links.is_congested_for(to) {
+                return self.counters.signals_dropped.add(1);
+            }
+            return self.links.say(to, &EdgeMessage::Signal(signal));
         };
         self.tell_error(key, Code::InvalidArgument.into(), fault, false);
     }

@@ -1,136 +1,31 @@
-//! What the router says, and what it has to be told again when a link comes up.
+//! What routers say about this shard's connections.
 
 use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
     Deliver, Error, Gap, Intervals, Limits, Receipt, SendAck, ServerFrame, Signal, Welcome,
 };
-use hawser_proto::view::link::{self, EdgeMessage, RouterMessage, SnapshotEnd};
+use hawser_proto::view::link::{self, RouterMessage};
 
-use super::{Link, Shard, open_batch};
+use super::Shard;
 use crate::conn::slab::shard_of;
 use crate::conn::{Acked, CloseReason, ConnKey};
-use crate::limits::LINK_BATCH_BYTES;
-use crate::mesh::{Full, LANE_PARCELS_MAX, Mesh, Parcel};
 use crate::pending::Waiting;
+use crate::routes::RouterIndex;
 use crate::timer::Now;
 
-/// Connections looked at in one turn while a snapshot is told.
-const SNAPSHOT_SLOTS_MAX: u32 = 1024;
-/// Sends repeated in one turn.
-const RESENDS_MAX: usize = 1024;
-
 impl Shard {
-    /// Trades with the uplink: takes what the router said, hands over what it is to be told. Once a turn.
-    pub fn exchange(&mut self, now: Now, mesh: &Mesh) {
-        self.take_commands(now, mesh);
-        self.counters.connections.set(self.conns.len() as u64);
-        self.counters.handshakes.set(self.handshakes as u64);
-        for _ in 0..LANE_PARCELS_MAX {
-            let Some(parcel) = mesh.take_down(self.index) else { break };
-            match parcel {
-                Parcel::LinkUp { link, window_messages } => {
-                    self.link_down(mesh);
-                    self.link = Some(Link { generation: link, window_messages, snapshot: Some(0) });
-                    self.pending.start_resend();
-                }
-                Parcel::LinkDown => self.link_down(mesh),
-                Parcel::Messages(messages) => {
-                    self.handle_messages(now, &messages);
-                    mesh.give_buffer(self.index, messages);
-                }
-            }
-        }
-        self.tell_snapshot();
-        self.tell_pending();
-        self.hand_over(mesh);
-    }
-
-    /// Whether [`Self::exchange`] has more to do without anything new happening.
-    #[must_use]
-    pub fn has_more_to_tell(&self) -> bool {
-        !self.congested
-            && (self.pending.resending() && self.link.is_some()
-                || self.link.is_some_and(|link| link.snapshot.is_some()))
-    }
-
-    fn link_down(&mut self, mesh: &Mesh) {
-        self.link = None;
-        self.batch.clear();
-        while let Some(batch) = self.batches.pop_front() {
-            mesh.give_buffer(self.index, batch.frame);
-        }
-    }
-
-    fn hand_over(&mut self, mesh: &Mesh) {
-        self.close_batch(0);
-        while let Some(batch) = self.batches.pop_front() {
-            if let Err(Full(batch)) = mesh.try_send_up(self.index, batch) {
-                self.batches.push_front(batch);
-                break;
-            }
-        }
-        if self.batch.capacity() == 0 {
-            self.batch = mesh.buffer(self.index);
-        }
-        self.congested = !self.batches.is_empty();
-        if !self.congested {
-            while let Some(key) = self.held.pop() {
-                self.update_receiving(key);
-            }
-        }
-    }
-
-    /// Tells the next part of who is here.
-    fn tell_snapshot(&mut self) {
-        let Some(first) = self.link.and_then(|link| link.snapshot) else { return };
-        if self.congested {
-            return;
-        }
-        let end = self.conns.slots().min(first.saturating_add(SNAPSHOT_SLOTS_MAX));
-        for slot in first..end {
-            if let Some((key, _)) = self.conns.at(slot) {
-                self.register(key, true);
-            }
-        }
-        let done = end == self.conns.slots();
-        if done {
-            let shard = u32::from(self.index);
-            self.say(&EdgeMessage::SnapshotEnd(SnapshotEnd { shard }));
-        }
-        if let Some(link) = &mut self.link {
-            link.snapshot = (!done).then_some(end);
-        }
-    }
-
-    /// Repeats sends that the last link left unanswered.
-    fn tell_pending(&mut self) {
-        if self.link.is_none_or(|link| link.snapshot.is_some()) {
-            return;
-        }
-        for _ in 0..RESENDS_MAX {
-            if self.congested {
-                return;
-            }
-            let conns = &self.conns;
-            let here = |key| conns.get(key).is_some_and(|conn| conn.session().is_some());
-            let Some(bytes) = self.pending.next_resend(here) else { return };
-            open_batch(&mut self.batch).extend_from_slice(bytes);
-            self.close_batch(LINK_BATCH_BYTES);
-        }
-    }
-
-    fn handle_messages(&mut self, now: Now, messages: &[u8]) {
+    pub(super) fn handle_messages(&mut self, now: Now, router: RouterIndex, messages: &[u8]) {
         let mut batch = link::Batch::new(messages);
         // One bad message ends itself, not the batch; a bad batch cannot come from our own uplink.
         while let Ok(Some(message)) = batch.next_message() {
             match RouterMessage::read(message) {
-                Ok(message) => self.handle_message(now, message),
+                Ok(message) => self.handle_message(now, router, message),
                 Err(_) => self.counters.bad_router_messages.add(1),
             }
         }
     }
 
-    fn handle_message(&mut self, now: Now, message: RouterMessage<'_>) {
+    fn handle_message(&mut self, now: Now, router: RouterIndex, message: RouterMessage<'_>) {
         match message {
             RouterMessage::Deliver(deliver) => {
                 let link::Deliver {
@@ -142,7 +37,7 @@ impl Shard {
                     payload,
                     time_ms,
                 } = deliver;
-                let Some(key) = self.addressee(connection) else { return };
+                let Some(key) = self.served_by(router, connection) else { return };
                 self.counters.delivers.add(1);
                 let frame = Deliver { sequence, message_id, from, group, payload, time_ms };
                 self.tell(key, &ServerFrame::Deliver(frame));
@@ -154,24 +49,30 @@ impl Shard {
                 let frame = Receipt { kind: kind as i32, user, message_ids, time_ms };
                 self.tell(key, &ServerFrame::Receipt(frame));
             }
-            RouterMessage::Registered(registered) => self.handle_registered(now, registered),
+            RouterMessage::Registered(registered) => {
+                self.handle_registered(now, router, registered)
+            }
             RouterMessage::Signal(link::SignalOut { connection, from, kind, payload }) => {
                 let Some(key) = self.addressee(connection) else { return };
                 self.tell(key, &ServerFrame::Signal(Signal { user: from, kind, payload }));
             }
             RouterMessage::Gap(link::Gap { connection, first_sequence, last_sequence, reason }) => {
-                let Some(key) = self.addressee(connection) else { return };
+                let Some(key) = self.served_by(router, connection) else { return };
                 let frame = Gap { first_sequence, last_sequence, reason: reason as i32 };
                 self.tell(key, &ServerFrame::Gap(frame));
             }
             RouterMessage::Disconnect(link::Disconnect { connection, reason }) => {
-                let Some(key) = self.addressee(connection) else { return };
+                let Some(key) = self.served_by(router, connection) else { return };
                 match reason {
                     REASON_REPLACED => self.replace(now, key),
                     _ => self.close(now, key, CloseReason::Operator),
                 }
             }
-            RouterMessage::HelloAck(_) | RouterMessage::Heartbeat(_) | RouterMessage::Unknown => {}
+            // The uplink's, and what a later release says.
+            RouterMessage::HelloAck(_)
+            | RouterMessage::Heartbeat(_)
+            | RouterMessage::Ownership(_)
+            | RouterMessage::Unknown => {}
         }
     }
 
@@ -187,13 +88,30 @@ impl Shard {
         here.then_some(key)
     }
 
-    fn handle_registered(&mut self, now: Now, registered: link::Registered<'_>) {
-        let Some(key) = self.addressee(registered.connection) else { return };
+    /// The same for what only the router may say that has the user's partition: from another one, which has had it and does
+    /// not know yet that it is another's, it is counted and dropped. The one that has it will say it, or has.
+    fn served_by(&mut self, router: RouterIndex, connection: u64) -> Option<ConnKey> {
+        let key = self.addressee(connection)?;
+        let session = self.conns.get(key).and_then(|conn| conn.session())?;
+        let is_served = self.links.router_of(&session.user) == Some(router);
+        if !is_served {
+            self.counters.foreign_deliveries.add(1);
+        }
+        is_served.then_some(key)
+    }
+
+    fn handle_registered(
+        &mut self,
+        now: Now,
+        router: RouterIndex,
+        registered: link::Registered<'_>,
+    ) {
+        let Some(key) = self.served_by(router, registered.connection) else { return };
         if let Some(failure) = registered.failure {
             self.tell_error(key, failure.code as i32, failure.message, failure.retryable);
             return self.close(now, key, CloseReason::RouterUnavailable);
         }
-        let window_messages = self.link.map_or(0, |link| link.window_messages);
+        let window_messages = self.links.window_messages(router);
         let Some(session) = self.conns.get_mut(key).and_then(|c| c.session_mut()) else { return };
         session.acked = Acked::new(Some(registered.cursor));
         if std::mem::replace(&mut session.registered, true) {
@@ -234,6 +152,7 @@ impl Shard {
         }
     }
 
+    /// Whoever says it: that a message is kept stays true when its partition gets another router.
     fn handle_send_ack(&mut self, now: Now, ack: link::SendAck<'_>) {
         let Some(waiting) = self.pending.answer(ack.ticket) else { return };
         let error = ack.failure.map(|failure| Error {

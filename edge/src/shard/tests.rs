@@ -2,6 +2,7 @@
 
 mod admission;
 mod commands;
+mod routers;
 mod secure;
 
 mod deflate;
@@ -16,9 +17,13 @@ use hawser_proto::view::link::{self, EdgeMessage, RouterMessage};
 use super::*;
 use crate::command::Command;
 use crate::drain::Order;
-use crate::mesh::{LANE_PARCELS_MAX, Mesh, Parcel};
+use crate::mesh::{LANE_PARCELS_MAX, LinkGeneration, Mesh, Parcel};
+use crate::routes::{Claim, EVERYBODY, RouterIndex};
 use crate::timer::TICK;
 use crate::ws::{Item, Opcode, Role};
+
+/// The router of most tests, and the other one.
+const A: RouterIndex = RouterIndex(0);
 
 const HEAD: &str = "GET /ws HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
@@ -29,7 +34,8 @@ struct Rig {
     shard: Shard,
     mesh: Mesh,
     now: Now,
-    link: u32,
+    /// By router, the generation of its link.
+    links: [u32; 2],
     sockets: u32,
     /// Output of the shard that nobody has looked at.
     outputs: Vec<Output>,
@@ -57,7 +63,8 @@ impl Rig {
         change(&mut config);
         let now = Now { tick: Tick(0), unix_ms: 1_000_000 };
         let shard = Shard::new(0, Arc::new(config), Share::SMALL, given, now);
-        Self { shard, mesh: Mesh::new(1).unwrap(), now, link: 0, sockets: 0, outputs: Vec::new() }
+        let mesh = Mesh::new(1).unwrap();
+        Self { shard, mesh, now, links: [0; 2], sockets: 0, outputs: Vec::new() }
     }
 
     fn advance(&mut self, by: Duration) {
@@ -77,35 +84,68 @@ impl Rig {
         }
     }
 
+    /// The link to a router that owns everybody.
     fn link_up(&mut self) {
-        self.link += 1;
-        let link = LinkGeneration(self.link);
-        self.mesh.try_send_down(0, Parcel::LinkUp { link, window_messages: 64 }).unwrap();
-        self.turn();
+        self.links_up(A, 0);
+        self.owns(A, &EVERYBODY);
+    }
+
+    fn links_up(&mut self, router: RouterIndex, partitions: u16) {
+        self.links[router.at()] += 1;
+        let link = self.link_of(router);
+        self.router_hands(Parcel::LinkUp { router, link, window_messages: 64, partitions });
+    }
+
+    /// A router says all that it owns.
+    fn owns(&mut self, router: RouterIndex, claims: &[Claim]) {
+        let (link, claims) = (self.link_of(router), claims.into());
+        self.router_hands(Parcel::Owned { router, link, claims });
+    }
+
+    fn link_of(&self, router: RouterIndex) -> LinkGeneration {
+        LinkGeneration(self.links[router.at()])
     }
 
     fn link_down(&mut self) {
-        self.mesh.try_send_down(0, Parcel::LinkDown).unwrap();
-        self.turn();
+        self.router_hands(Parcel::LinkDown { router: A });
     }
 
     fn router_says(&mut self, message: RouterMessage<'_>) {
+        self.says_from(A, message);
+    }
+
+    fn says_from(&mut self, router: RouterIndex, message: RouterMessage<'_>) {
         let mut batch = Vec::new();
         message.write(&mut batch);
-        self.mesh.try_send_down(0, Parcel::Messages(batch)).unwrap();
+        self.router_hands(Parcel::Messages(router, batch));
+    }
+
+    fn router_hands(&mut self, parcel: Parcel) {
+        self.mesh.try_send_down(0, parcel).unwrap();
         self.turn();
     }
 
     /// What the router hears, as text, since the last time.
     fn router_hears(&mut self) -> Vec<String> {
+        self.hears(A)
+    }
+
+    /// What one of several routers hears; the others have to hear nothing.
+    fn hears(&mut self, router: RouterIndex) -> Vec<String> {
+        let heard = self.routers_hear();
+        assert!(heard.iter().all(|(other, _)| *other == router), "{heard:?}");
+        heard.into_iter().map(|(_, text)| text).collect()
+    }
+
+    fn routers_hear(&mut self) -> Vec<(RouterIndex, String)> {
         self.turn();
         let mut heard = Vec::new();
         while let Some(batch) = self.mesh.take_up(0) {
-            assert_eq!(batch.link, LinkGeneration(self.link));
+            assert_eq!(batch.link, self.link_of(batch.router));
             let body = framing::first_frame(&batch.frame).unwrap().unwrap();
             let mut messages = link::Batch::new(body);
             while let Some(message) = messages.next_message().unwrap() {
-                heard.push(match EdgeMessage::read(message).unwrap() {
+                let text = match EdgeMessage::read(message).unwrap() {
                     EdgeMessage::Register(r) => format!(
                         "register {} {} {:?}{}{}",
                         r.user,
@@ -122,7 +162,8 @@ impl Rig {
                     ),
                     EdgeMessage::Ack(a) => format!("ack {} {}", a.user, a.sequence),
                     other => format!("{other:?}"),
-                });
+                };
+                heard.push((batch.router, text));
             }
             self.mesh.give_buffer(0, batch.frame);
         }

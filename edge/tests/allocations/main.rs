@@ -8,15 +8,24 @@ use std::sync::Arc;
 use hawser_edge::config::Config;
 use hawser_edge::conn::{ConnKey, Peer};
 use hawser_edge::mesh::Mesh;
+use hawser_edge::routes::RouterIndex;
 use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::{Now, Tick};
-use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
+use hawser_edge::uplink::{EdgeIdentity, UplinkOutput};
+use hawser_edge::uplinks::Uplinks;
 use hawser_edge::ws::frame::read_header;
 use hawser_edge::ws::{self, Deflater, Opcode, WindowBits};
 use hawser_proto::framing;
+use hawser_proto::link::{Claim, Ownership};
 use hawser_proto::view::client::{Ack, ClientFrame, Connect, Ping, Send};
-use hawser_proto::view::link::{Deliver, HelloAck, Receipt, Registered, RouterMessage, SendAck};
+use hawser_proto::view::link::{
+    Deliver, Encoded, HelloAck, Receipt, Registered, RouterMessage, SendAck,
+};
 use hawser_proto::view::wire::Packed;
+use prost::Message as _;
+
+/// The one router there is.
+const ROUTER: RouterIndex = RouterIndex(0);
 
 const HEAD: &[u8] =
     b"GET /ws HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -27,7 +36,7 @@ const HEAD: &[u8] =
 /// itself is used again as well, so that what is counted is the edge's.
 struct Edge {
     shard: Shard,
-    uplink: Uplink,
+    uplinks: Uplinks,
     mesh: Mesh,
     now: Now,
     sent_bytes: usize,
@@ -38,38 +47,51 @@ struct Edge {
 
 impl Edge {
     fn new(deflates: bool) -> Self {
+        Self::with_partitions(deflates, 0)
+    }
+
+    /// The same where the router owns so many partitions; 0: it does not speak of them.
+    fn with_partitions(deflates: bool, partitions: u32) -> Self {
         let mut config = Config::default();
         config.limit.deflate = deflates;
         let config = Arc::new(config);
         let now = Now { tick: Tick(1), unix_ms: 1_790_000_000_000 };
         let shard = Shard::new(0, config, Share::SMALL, Default::default(), now);
         let identity = EdgeIdentity { edge_id: "edge".into(), epoch: 1, region: String::new() };
-        let uplink = Uplink::new(identity, 1, 1);
+        let uplinks = Uplinks::new(&identity, 1, 1, 1);
         let mesh = Mesh::new(1).expect("an eventfd");
-        let mut edge = Self { shard, uplink, mesh, now, sent_bytes: 0, uplink_bytes: 0, deflates };
+        let mut edge = Self { shard, uplinks, mesh, now, sent_bytes: 0, uplink_bytes: 0, deflates };
         edge.turn();
-        edge.uplink.handle_connected(now, Ok(()));
+        edge.uplinks.link(ROUTER).handle_connected(now, Ok(()));
         edge.turn();
-        let ack =
-            HelloAck { protocol: 1, lease_ms: 15_000, window_messages: 64, ..HelloAck::default() };
-        edge.router_says(&frame(&[RouterMessage::HelloAck(ack)]));
+        let ack = HelloAck {
+            protocol: 1,
+            lease_ms: 15_000,
+            window_messages: 64,
+            partitions,
+            ..HelloAck::default()
+        };
+        let claims = (0..partitions).map(|partition| Claim { partition, epoch: 1 }).collect();
+        let owned = Ownership { partitions, claims }.encode_to_vec();
+        let owned = RouterMessage::Ownership(Encoded(&owned));
+        edge.router_says(&frame(&[RouterMessage::HelloAck(ack), owned]));
         edge
     }
 
     /// What a driver does in one turn, with a network on which everything goes out at once.
     fn turn(&mut self) {
         self.shard.exchange(self.now, &self.mesh);
-        self.uplink.exchange(self.now, &self.mesh);
+        self.uplinks.exchange(self.now, &self.mesh);
         while let Some(output) = self.shard.poll_output() {
             if let Output::Send { key, bytes, .. } = output {
                 self.sent_bytes += bytes.len();
                 self.shard.apply(self.now, Event::Sent { key, buffer: bytes, result: Ok(()) });
             }
         }
-        while let Some(output) = self.uplink.poll_output() {
+        while let Some(output) = self.uplinks.link(ROUTER).poll_output(self.now) {
             if let UplinkOutput::Send(bytes) = output {
                 self.uplink_bytes += bytes.len();
-                self.uplink.handle_sent(self.now, &self.mesh, bytes, Ok(()));
+                self.uplinks.link(ROUTER).handle_sent(self.now, &self.mesh, bytes, Ok(()));
             }
         }
     }
@@ -83,7 +105,7 @@ impl Edge {
     }
 
     fn router_says(&mut self, frame: &[u8]) {
-        self.uplink.handle_received(self.now, &self.mesh, frame);
+        self.uplinks.handle_received(ROUTER, self.now, &self.mesh, frame);
         self.turn();
     }
 
@@ -204,7 +226,12 @@ fn chat(
 
 #[test]
 fn a_message_on_an_open_connection_allocates_nothing_in_the_steady_state() {
-    let mut edge = Edge::new(false);
+    for partitions in [0, 64] {
+        chat_without_allocations(Edge::with_partitions(false, partitions));
+    }
+}
+
+fn chat_without_allocations(mut edge: Edge) {
     let key = edge.session("alice");
     let mut ticket = 1;
     for payload_bytes in [64, 1000] {

@@ -7,9 +7,11 @@ use std::time::Duration;
 use hawser_edge::config::Config;
 use hawser_edge::conn::{ConnKey, Peer};
 use hawser_edge::mesh::{Mesh, UPLINK_SHARD};
+use hawser_edge::routes::RouterIndex;
 use hawser_edge::shard::{Event, Output, Shard, Share};
 use hawser_edge::timer::Now;
-use hawser_edge::uplink::{EdgeIdentity, Uplink, UplinkOutput};
+use hawser_edge::uplink::{EdgeIdentity, UplinkOutput};
+use hawser_edge::uplinks::Uplinks;
 use hawser_edge::ws;
 use hawser_proto::view::client::{SendAck, ServerFrame};
 
@@ -17,6 +19,8 @@ use crate::env::Env;
 use crate::history::parse_name;
 use crate::net::{Arrival, Side, StreamId};
 
+/// The one router there is.
+const ROUTER: RouterIndex = RouterIndex(0);
 /// Shards of an edge.
 pub(crate) const SHARDS: u16 = 2;
 /// `ECONNREFUSED`.
@@ -28,7 +32,7 @@ const BROKEN_PIPE: i32 = 32;
 pub(crate) struct Edge {
     shards: Vec<Station>,
     mesh: Mesh,
-    uplink: Uplink,
+    uplinks: Uplinks,
     link: Option<StreamId>,
     /// What the uplink sends and the network has not taken.
     link_sending: Option<Vec<u8>>,
@@ -80,7 +84,7 @@ impl Edge {
         Self {
             shards: (0..SHARDS).map(station).collect(),
             mesh: Mesh::new(usize::from(SHARDS)).expect("eventfds for two shards"),
-            uplink: Uplink::new(identity, SHARDS, epoch),
+            uplinks: Uplinks::new(&identity, 1, SHARDS, epoch),
             link: None,
             link_sending: None,
             skew_ms,
@@ -146,23 +150,25 @@ impl Edge {
 
     fn turn_uplink(&mut self, env: &mut Env, now: Now, router: Option<&mut Vec<StreamId>>) {
         if let Some(stream) = self.link {
-            if self.uplink.wants_input() {
+            if self.uplinks.link(ROUTER).wants_input() {
                 match env.net.read(env.ms, &mut env.rng, stream, Side::Opener) {
                     Arrival::Nothing => {}
-                    Arrival::Bytes(bytes) => self.uplink.handle_received(now, &self.mesh, &bytes),
-                    Arrival::End(errno) => self.uplink.handle_closed(now, errno),
+                    Arrival::Bytes(bytes) => {
+                        self.uplinks.handle_received(ROUTER, now, &self.mesh, &bytes)
+                    }
+                    Arrival::End(errno) => self.uplinks.link(ROUTER).handle_closed(now, errno),
                 }
             }
             if env.net.has_room(stream, Side::Opener)
                 && let Some(bytes) = self.link_sending.take()
             {
                 env.net.write(env.ms, &mut env.rng, stream, Side::Opener, &bytes);
-                self.uplink.handle_sent(now, &self.mesh, bytes, Ok(()));
+                self.uplinks.link(ROUTER).handle_sent(now, &self.mesh, bytes, Ok(()));
             }
         }
-        self.uplink.exchange(now, &self.mesh);
+        self.uplinks.exchange(now, &self.mesh);
         let mut connect = false;
-        while let Some(output) = self.uplink.poll_output() {
+        while let Some(output) = self.uplinks.link(ROUTER).poll_output(now) {
             match output {
                 UplinkOutput::Connect => connect = true,
                 UplinkOutput::Send(bytes) => self.link_sending = Some(bytes),
@@ -176,7 +182,7 @@ impl Edge {
                 stream
             });
             let result = if self.link.is_some() { Ok(()) } else { Err(REFUSED) };
-            self.uplink.handle_connected(now, result);
+            self.uplinks.link(ROUTER).handle_connected(now, result);
         }
     }
 
@@ -185,7 +191,7 @@ impl Edge {
             env.net.close(stream, Side::Opener);
         }
         if let Some(bytes) = self.link_sending.take() {
-            self.uplink.handle_sent(now, &self.mesh, bytes, Err(BROKEN_PIPE));
+            self.uplinks.link(ROUTER).handle_sent(now, &self.mesh, bytes, Err(BROKEN_PIPE));
         }
     }
 }

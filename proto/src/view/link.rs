@@ -223,6 +223,26 @@ views! {
     }
 }
 
+/// A message that is rare, kept as the bytes of its fields: the generated types of [`crate::link`] read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded<'a>(pub &'a [u8]);
+
+impl<'a> Encoded<'a> {
+    /// Takes the bytes as they are.
+    ///
+    /// # Errors
+    /// None: whoever decodes them finds out.
+    pub fn read(message: &'a [u8]) -> Result<Self, WireError> {
+        Ok(Self(message))
+    }
+}
+
+impl wire::Message for Encoded<'_> {
+    fn put<S: wire::Sink>(&self, sink: &mut S) {
+        sink.raw(self.0);
+    }
+}
+
 /// Declares one direction: an enum of views, reading of a message of the batch, writing into a batch.
 macro_rules! direction {
     ($(#[$doc:meta])* $name:ident, $batch:literal { $( $number:literal $variant:ident ( $($view:tt)+ ) ),* $(,)? }) => {
@@ -278,7 +298,7 @@ direction! {
     RouterMessage, "RouterBatch" {
         1 HelloAck(HelloAck<'a>), 2 Registered(Registered<'a>), 3 Deliver(Deliver<'a>),
         4 SendAck(SendAck<'a>), 5 Receipt(Receipt<'a>), 6 Signal(SignalOut<'a>), 7 Gap(Gap),
-        8 Disconnect(Disconnect), 9 Heartbeat(Heartbeat),
+        8 Disconnect(Disconnect), 9 Heartbeat(Heartbeat), 10 Ownership(Encoded<'a>),
     }
 }
 
