@@ -13,6 +13,10 @@ use hawser_proto::knobs::{
 use crate::hub::HubConfig;
 use crate::limits;
 
+mod api;
+
+pub use api::ApiKnobs;
+
 /// Environment variables that are knobs start with this and an underscore.
 pub const ENVIRONMENT_PREFIX: &str = "HAWSER_ROUTER";
 
@@ -100,6 +104,10 @@ pub struct Config {
           value_parser = byte_size(256 * KIB..=usize::MAX))]
     pub store_cache: usize,
 
+    /// The server API
+    #[command(flatten)]
+    pub api: ApiKnobs,
+
     /// What is logged, to standard error: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
@@ -138,6 +146,7 @@ impl Config {
             inbox_messages_max: self.inbox_messages_max,
             inbox_age_max_ms: i64::try_from(self.inbox_age_max.as_millis()).unwrap_or(i64::MAX),
             memory_bytes_max: self.memory_max / usize::from(self.partitions),
+            trace_steps_max: self.api.trace_steps,
         }
     }
 }

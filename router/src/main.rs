@@ -54,6 +54,7 @@ async fn run(config: Config) -> ExitCode {
     tracing::info!(
         listen = server.addresses().join(","),
         admin = server.admin_address(),
+        api = server.api_address(),
         "serving"
     );
     server.serve(stop).await;

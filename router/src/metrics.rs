@@ -30,6 +30,7 @@ pub struct Metrics {
     inboxes: Gauge,
     departed: Gauge,
     degraded: Family<[(&'static str, &'static str); 1], Gauge>,
+    api_requests: Family<[(&'static str, String); 2], Counter>,
     sends_accepted: Counter,
     sends_repeated: Counter,
     sends_refused: Counter,
@@ -93,6 +94,9 @@ impl Metrics {
         registry.register("devices_departed", help, departed.clone());
         let degraded = Family::default();
         registry.register("degraded", "1 while this part is out of order", degraded.clone());
+        let api_requests = Family::default();
+        let help = "Requests to the server API, by route and status";
+        registry.register("api_requests", help, api_requests.clone());
         Self {
             registry,
             owners: (0..owners).map(|_| Default::default()).collect(),
@@ -100,6 +104,7 @@ impl Metrics {
             inboxes,
             departed,
             degraded,
+            api_requests,
             sends_accepted,
             sends_repeated,
             sends_refused,
@@ -119,6 +124,15 @@ impl Metrics {
             links_overflowed,
             checkpoints,
         }
+    }
+
+    /// Counts a request to the server API. `route` is one of those that there are, with the names of its parameters.
+    pub fn note_api_request(&self, method: &axum::http::Method, route: &str, status: u16) {
+        // Methods that no route takes are one: anybody can make up another.
+        let known = ["GET", "POST", "DELETE"].contains(&method.as_str());
+        let method = if known { method.as_str() } else { "other" };
+        let labels = [("route", format!("{method} {route}")), ("status", status.to_string())];
+        self.api_requests.get_or_create(&labels).inc();
     }
 
     /// Adds up what the Hubs of one owner did, and notes what they hold.

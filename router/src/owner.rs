@@ -10,8 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use ahash::AHashMap;
 use bytes::Bytes;
 use hawser_proto::link::edge_message::Message as Inbound;
+use hawser_proto::link::router_message::Message as Outbound;
 use tokio::sync::mpsc;
 
+use crate::hub::queries::name_edges;
 use crate::hub::{Effects, Event, Hub, Now, Receipt};
 use crate::limits;
 use crate::metrics::{Held, Metrics};
@@ -279,6 +281,10 @@ impl Owner {
         self.records.extend(effects.append.drain(..).map(|bytes| (partition, bytes)));
         self.records_durable |= std::mem::take(&mut effects.append_durable);
         self.receipts.append(&mut effects.receipts);
+        for (edge, mut answer) in effects.answers.drain(..) {
+            name_edges(&mut answer, |edge| self.links.get(&edge)?.edge());
+            effects.outbound.push((edge, Outbound::QueryAnswer(answer)));
+        }
         if let Some(checkpoint) = effects.checkpoint.take() {
             self.saving += 1;
             let _ = self.ways.saver.send(SaveRequest::Write(self.index, checkpoint));
@@ -383,6 +389,7 @@ mod tests {
             inbox_messages_max: 20,
             inbox_age_max_ms: 1_000_000,
             memory_bytes_max: 1_000_000,
+            trace_steps_max: 0,
         };
         let hub = Hub::new(0, config, Arc::new(MemoryStore::default())).unwrap();
         let (committer, requests) = blocking::channel();

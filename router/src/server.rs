@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin;
+use crate::api::Api;
 use crate::config::{Config, Listen};
 use crate::edges::Edges;
 use crate::health::{Health, Part};
@@ -57,6 +58,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     link_tls: Option<LinkTls>,
     admin: TcpListener,
+    api: Option<Api>,
     data: Data,
 }
 
@@ -80,11 +82,12 @@ impl Server {
         let admin = TcpListener::bind(config.admin)
             .await
             .map_err(|error| usage("--admin", format_args!("{}: {error}", config.admin)))?;
+        let api = Api::bind(&config).await.map_err(StartError::Usage)?;
         let opening = config.clone();
         let data = tokio::task::spawn_blocking(move || Data::open(&opening))
             .await
             .map_err(|error| StartError::Failed(format!("opening the data folder: {error}")))??;
-        Ok(Self { config, listeners, link_tls, admin, data })
+        Ok(Self { config, listeners, link_tls, admin, api, data })
     }
 
     /// Addresses that edges can connect to, with the ports that were chosen for port 0.
@@ -103,6 +106,12 @@ impl Server {
     #[must_use]
     pub fn admin_address(&self) -> String {
         self.admin.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
+    }
+
+    /// Address of the server API, where it is served.
+    #[must_use]
+    pub fn api_address(&self) -> Option<String> {
+        self.api.as_ref().map(Api::address)
     }
 
     /// Serves until `stop` completes, then saves everything.
@@ -127,9 +136,13 @@ impl Server {
             let tls = self.link_tls.clone();
             accepting.spawn(accept(listener, tls, Arc::clone(&links), stopped.clone()));
         }
+        let api = self.api.map(|api| api.serve(&links));
         stop.await;
         tracing::info!("stopping");
         health.set(Part::Serving, Some("the router is stopping".to_owned()));
+        if let Some(api) = api {
+            api.stop().await;
+        }
         let _ = stopping.send(true);
         let all_ended = async { while accepting.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {

@@ -37,6 +37,7 @@ impl World {
             inbox_messages_max: 10_000,
             inbox_age_max_ms: i64::MAX,
             memory_bytes_max: 64 * 1024 * 1024,
+            trace_steps_max: 0,
         };
         let hub = Hub::new(0, config, Arc::clone(&store) as Arc<dyn Store>);
         let hub = hub.expect("a store in memory can be read");

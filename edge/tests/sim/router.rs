@@ -76,6 +76,7 @@ impl Router {
             inbox_messages_max: 10_000,
             inbox_age_max_ms: 3_600_000,
             memory_bytes_max: if env.rng.bool() { 2_000 } else { 1_000_000 },
+            trace_steps_max: 0,
         };
         let (hubs, committer) = disk.recover(env, &config);
         let owners = hubs.into_iter().enumerate().map(|(index, hubs)| Owner::new(index, hubs));
@@ -182,6 +183,7 @@ impl Router {
                 Inbound::Ack(ack) => &ack.user,
                 Inbound::Signal(signal) => &signal.to,
                 Inbound::Sync(sync) => &sync.user,
+                Inbound::Query(query) => &query.user,
             };
             let partition = partition_of(user, PARTITIONS);
             sorted[usize::from(partition) % OWNERS].push((partition, message));

@@ -31,6 +31,7 @@ fn config() -> HubConfig {
         inbox_messages_max: 20,
         inbox_age_max_ms: 1_000_000,
         memory_bytes_max: 1_000_000,
+        trace_steps_max: 12,
     }
 }
 
