@@ -121,6 +121,7 @@ const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BY
 const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
 const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);
-const _: () = assert!(API_BODY_BYTES_MAX > PAYLOAD_BYTES_MAX / 3 * 4 + API_USERS_MAX * (USER_BYTES_MAX + 8));
+const _: () =
+    assert!(API_BODY_BYTES_MAX > PAYLOAD_BYTES_MAX / 3 * 4 + API_USERS_MAX * (USER_BYTES_MAX + 8));
 const _: () = assert!(API_BYTES_MAX <= LINK_OUT_BYTES_MAX);
 const _: () = assert!(DEPARTED_INTERVAL_MS < CHECKPOINT_INTERVAL_MS);

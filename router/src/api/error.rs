@@ -206,7 +206,10 @@ mod tests {
             retryable,
         };
         let error = ApiError::from(failure(Code::Unavailable, true));
-        assert_eq!((error.status, error.problem.code), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
+        assert_eq!(
+            (error.status, error.problem.code),
+            (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE")
+        );
         assert!(error.problem.retryable && error.retry_after_secs.is_some());
         let error = ApiError::from(failure(Code::TooLarge, false));
         assert_eq!((error.status.as_u16(), error.problem.code), (413, "TOO_LARGE"));

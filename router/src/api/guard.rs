@@ -48,7 +48,11 @@ fn shown_key(headers: &HeaderMap) -> Result<&str, ApiError> {
     let (scheme, key) = authorization
         .and_then(|value| value.split_once(' '))
         .ok_or_else(|| ApiError::unauthenticated(text))?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(key.trim()) } else { Err(ApiError::unauthenticated(text)) }
+    if scheme.eq_ignore_ascii_case("bearer") {
+        Ok(key.trim())
+    } else {
+        Err(ApiError::unauthenticated(text))
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

@@ -202,7 +202,10 @@ fn read(path: &Path) -> Result<Arc<[Arc<Key>]>, String> {
 }
 
 fn parse(text: &str, now: Instant) -> Result<Arc<[Arc<Key>]>, String> {
-    let file: KeyFile = toml::from_str(text).map_err(|error| error.to_string())?;
+    let file: KeyFile = toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+    })?;
     if !(1..=limits::API_KEYS_MAX).contains(&file.key.len()) {
         return Err(format!("has {} keys; allowed are 1 to 1,024", file.key.len()));
     }
@@ -295,7 +298,8 @@ mod tests {
         assert!(said(&entry("burst = 5")).contains("per_second"));
         assert!(said(&entry("per_second = 0")).contains("rate of 0"));
         assert!(said(&entry("").replace("2bb", "xbb")).contains("sha256"));
-        assert!(said(&entry("").replace("publish", "punish")).contains("punish"));
+        let wrong = said(&entry("").replace("publish", "punish"));
+        assert!(wrong.starts_with("line 4: ") && wrong.contains("punish"), "{wrong}");
         assert!(said(&entry("").replace("orders", "")).contains("name"));
         assert!(said(&[entry(""), entry("")].concat()).contains("another"));
     }

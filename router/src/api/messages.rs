@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -66,7 +67,7 @@ pub(super) struct Accepted {
 }
 
 /// What became of the message to one user: `message_id` and `time_ms`, or `error`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Outcome {
     user: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,32 +133,40 @@ pub(super) async fn publish_to_many(
         return Err(ApiError::too_large("the payload times the recipients is over 16 MiB"));
     }
     key.charge(to.len() - 1);
-    let begun = to.into_iter().map(|user| {
-        let asking = check_user(&user).and_then(|()| gateway.send(draft.to(user.clone())));
-        (user, asking)
-    });
+    // One who stands there twice gets it once: a Hub lets go of waiters for the same message past a few.
+    let mut begun = AHashMap::with_capacity(to.len());
     // All are on their way before the first is waited for.
-    let begun: Vec<_> = begun.collect();
-    let mut results = Vec::with_capacity(begun.len());
+    for user in &to {
+        begun.entry(user.as_str()).or_insert_with(|| {
+            check_user(user).and_then(|()| gateway.send(draft.to(user.clone())))
+        });
+    }
+    let mut ended = AHashMap::with_capacity(to.len());
     for (user, asking) in begun {
         let sent = match asking {
             Ok(asking) => asking.sent().await,
             Err(error) => Err(error),
         };
-        results.push(match sent {
-            Ok((message_id, time_ms)) => Outcome {
-                user,
-                message_id: Some(message_id.to_string()),
-                time_ms: Some(time_ms),
-                error: None,
-            },
+        ended.insert(user, Outcome::new(user, sent));
+    }
+    let results = to.iter().filter_map(|user| ended.get(user.as_str()).cloned()).collect();
+    Ok(Json(Outcomes { results }))
+}
+
+impl Outcome {
+    fn new(user: &str, sent: Result<(u64, i64), ApiError>) -> Self {
+        let user = user.to_owned();
+        match sent {
+            Ok((message_id, time_ms)) => {
+                let message_id = Some(message_id.to_string());
+                Self { user, message_id, time_ms: Some(time_ms), error: None }
+            }
             Err(error) => {
                 let error = Some(error.into_problem());
-                Outcome { user, message_id: None, time_ms: None, error }
+                Self { user, message_id: None, time_ms: None, error }
             }
-        });
+        }
     }
-    Ok(Json(Outcomes { results }))
 }
 
 /// A message that lacks its recipient alone.

@@ -98,7 +98,8 @@ impl Api {
         let Self { listener, keys, peers_tls, knobs } = self;
         let elsewhere = knobs.api_peers.iter().cloned();
         let elsewhere = elsewhere.map(|place| Place::There(place, peers_tls.clone()));
-        let places: Vec<_> = std::iter::once(Place::Here(Arc::clone(links))).chain(elsewhere).collect();
+        let places: Vec<_> =
+            std::iter::once(Place::Here(Arc::clone(links))).chain(elsewhere).collect();
         let gateway = Arc::new(Gateway::new(places.len(), knobs.api_timeout));
         let mut background = JoinSet::new();
         for (peer, place) in places.into_iter().enumerate() {

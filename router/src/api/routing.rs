@@ -204,10 +204,12 @@ mod tests {
 
     /// Tickets of what is to be said to a router.
     fn said(routing: &mut Routing<&'static str>, peer: usize) -> Vec<u64> {
-        let ticket = |message| match message {
-            Inbound::Send(send) => send.ticket,
-            Inbound::Query(query) => query.ticket,
-            _ => panic!("{message:?}"),
+        let ticket = |message| {
+            if let Inbound::Query(query) = message {
+                return query.ticket;
+            }
+            let Inbound::Send(send) = message else { panic!("{message:?}") };
+            send.ticket
         };
         routing.take_outgoing(peer).into_iter().map(ticket).collect()
     }

@@ -205,7 +205,8 @@ pub(super) async fn disconnect_device(
     In((user, device)): In<(String, String)>,
 ) -> Result<Json<Disconnected>, ApiError> {
     check_user(&user)?;
-    if device.len() > limits::DEVICE_BYTES_MAX {
+    // An empty one would be all of them.
+    if !(1..=limits::DEVICE_BYTES_MAX).contains(&device.len()) {
         return Err(ApiError::invalid("a device id has 1 to 40 bytes"));
     }
     close(&gateway, &user, device).await

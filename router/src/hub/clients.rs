@@ -174,7 +174,8 @@ impl Hub {
             self.saving.note_changed(&user, inbox);
             self.saving.note_moved(&user, inbox);
             if self.journal.is_on() {
-                let acknowledged = StepKind::Acknowledged(DeviceMark::of(&inbox.devices()[device].id));
+                let acknowledged =
+                    StepKind::Acknowledged(DeviceMark::of(&inbox.devices()[device].id));
                 self.journal.note(now.unix_ms, &user, cursor, acknowledged);
             }
         }

@@ -65,7 +65,11 @@ impl Hub {
         let user = query.user.as_str();
         let may_be_empty = matches!(query.kind, Some(Asked::Trace(_)));
         if user.len() > limits::USER_BYTES_MAX || (user.is_empty() && !may_be_empty) {
-            return Err(failure(error::Code::InvalidArgument, "a user id has 1 to 64 bytes", false));
+            return Err(failure(
+                error::Code::InvalidArgument,
+                "a user id has 1 to 64 bytes",
+                false,
+            ));
         }
         let answer = match &query.kind {
             Some(Asked::Online(online)) => self.online(user, online).map(Answered::Online),
