@@ -328,7 +328,8 @@ impl Counters {
             | Code::NotConnected
             | Code::AlreadyConnected
             | Code::Unauthenticated
-            | Code::Replaced => "other",
+            | Code::Replaced
+            | Code::NotFound => "other",
         };
         self.send_failures.add(label, 1);
     }

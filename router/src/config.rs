@@ -13,8 +13,13 @@ use hawser_proto::knobs::{
     Unfit, byte_size, count, duration, from_process, identifier, socket_address,
 };
 
+use crate::engine::EngineKind;
 use crate::hub::HubConfig;
 use crate::limits;
+
+mod api;
+
+pub use api::ApiKnobs;
 
 /// Environment variables that are knobs start with this and an underscore.
 pub const ENVIRONMENT_PREFIX: &str = "HAWSER_ROUTER";
@@ -103,9 +108,25 @@ pub struct Config {
           value_parser = byte_size(256 * KIB..=usize::MAX))]
     pub store_cache: usize,
 
+    /// What keeps the messages: the disk of this machine (embedded, one router), or servers that any number of routers
+    /// share (nats, kafka).
+    #[arg(long, value_name = "ENGINE", default_value = "embedded")]
+    pub engine: EngineKind,
+
+    /// Name of the routers that share an engine: what they keep there begins with it.
+    #[arg(long, value_name = "NAME", default_value = "hawser", value_parser = identifier(1..=32))]
+    pub cluster: String,
+
+    /// The engine `nats`.
+    #[command(flatten)]
+    pub nats: nats::NatsConfig,
+
     /// The engine `kafka`.
     #[command(flatten)]
     pub kafka: kafka::KafkaConfig,
+    /// The server API
+    #[command(flatten)]
+    pub api: ApiKnobs,
 
     /// What is logged, to standard error: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "FILTER", default_value = "info")]
@@ -146,6 +167,7 @@ impl Config {
             inbox_age_max_ms: i64::try_from(self.inbox_age_max.as_millis()).unwrap_or(i64::MAX),
             memory_bytes_max: self.memory_max / usize::from(self.partitions),
             record_bytes_max: usize::MAX,
+            trace_steps_max: self.api.trace_steps,
         }
     }
 }

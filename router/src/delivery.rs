@@ -64,6 +64,18 @@ impl Delivery {
         self.sent
     }
 
+    /// Messages that were let out and are not acknowledged.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether this message is one of them.
+    #[must_use]
+    pub fn is_in_flight(&self, sequence: u64) -> bool {
+        self.in_flight.binary_search_by_key(&sequence, |(sequence, _)| *sequence).is_ok()
+    }
+
     /// Takes an acknowledgement; `last` is the highest sequence given so far. It may be of more than was sent
     /// here: the device has it from an earlier session, and will not acknowledge it twice. One of a sequence that
     /// was never given is a mistake, and counts only as far as was sent. Answers the sequence that counts.

@@ -13,9 +13,11 @@
 //! found by its key, and counts once.
 //!
 //! `sends` holds messages on their way to the log, `clients` what else connections ask for, `saving`
-//! cursors, checkpoints and what runs by the clock.
+//! cursors, checkpoints and what runs by the clock, `queries` what the server API asks.
 
 mod clients;
+mod journal;
+pub mod queries;
 mod saving;
 mod sends;
 #[cfg(test)]
@@ -27,10 +29,12 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use bytes::Bytes;
+use hawser_proto::link::QueryAnswer;
 use hawser_proto::link::edge_message::Message as Inbound;
 use hawser_proto::link::router_message::Message as Outbound;
 use prost::Message as _;
 
+use self::journal::{DeviceMark, Journal, StepKind};
 use self::sends::answer_send;
 use crate::delivery::{Pump, pump};
 use crate::inbox::{Entry, Inbox};
@@ -111,6 +115,8 @@ pub struct Effects {
     pub append_durable: bool,
     /// Messages to edges, in order for each.
     pub outbound: Vec<(EdgeId, Outbound)>,
+    /// Answers to queries; the caller puts the names of edges in ([`queries::name_edges`]) and sends them.
+    pub answers: Vec<(EdgeId, QueryAnswer)>,
     /// Receipts to the partitions of these users. Best effort.
     pub receipts: Vec<Receipt>,
     /// To be written to the store; answered by [`Event::Saved`].
@@ -155,6 +161,8 @@ pub struct HubConfig {
     pub memory_bytes_max: usize,
     /// Longest record that the log takes.
     pub record_bytes_max: usize,
+    /// Steps of messages that are remembered for traces; 0: none.
+    pub trace_steps_max: usize,
 }
 
 /// One partition.
@@ -178,6 +186,7 @@ pub struct Hub {
     /// Counts records that were replayed while the router ran: a repetition may hide among them.
     replayed: u64,
     saving: saving::Saving,
+    journal: Journal,
 }
 
 impl std::fmt::Debug for Hub {
@@ -218,6 +227,7 @@ impl Hub {
         Ok(Self {
             partition,
             epoch: 0,
+            journal: Journal::new(config.trace_steps_max),
             config,
             store,
             seed,
@@ -337,6 +347,7 @@ impl Hub {
             Inbound::Unregister(unregister) => self.handle_unregister(now, edge, &unregister),
             Inbound::Signal(signal) => self.handle_signal(&signal, out),
             Inbound::Sync(sync) => self.handle_sync(now, edge, &sync, out),
+            Inbound::Query(query) => self.handle_query(edge, &query, out),
             // These concern the link, not a user; the link handles them.
             Inbound::Hello(_) | Inbound::SnapshotEnd(_) | Inbound::Heartbeat(_) => {}
         }
@@ -447,7 +458,9 @@ impl Hub {
             let accepted = Accepted { message_id, accepted_at_ms: message.accepted_at_ms };
             let entry = Entry::from_record(MessageRecord { message_id, ..message });
             self.saving.note_bytes(entry.bytes());
-            inbox.append(entry, self.config.inbox_messages_max);
+            let sequence = inbox.append(entry, self.config.inbox_messages_max);
+            let appended = StepKind::Appended(offset);
+            self.journal.note(accepted.accepted_at_ms, &user, sequence, appended);
             self.saving.note_changed(&user, inbox);
             self.saving.note_send(key, accepted);
             accepted
@@ -483,9 +496,20 @@ impl Hub {
             partition: self.partition,
             user,
         };
+        let before = out.outbound.len();
         if pump(inbox, device, &context, &mut out.outbound, &mut out.counts).is_err() {
             out.counts.store_errors += 1;
             self.saving.note_hungry(user);
+        }
+        if self.journal.is_on() && out.outbound.len() > before {
+            let device = DeviceMark::of(&inbox.devices()[device].id);
+            for (edge, message) in out.outbound.iter().skip(before) {
+                if let Outbound::Deliver(deliver) = message {
+                    let place = ConnectionRef { edge: *edge, connection: deliver.connection };
+                    let delivered = StepKind::Delivered(place, device);
+                    self.journal.note(now.unix_ms, user, deliver.sequence, delivered);
+                }
+            }
         }
     }
 

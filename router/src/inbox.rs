@@ -175,6 +175,12 @@ impl Inbox {
         self.floor
     }
 
+    /// Whether a message is kept, here or in the store.
+    #[must_use]
+    pub fn holds(&self, sequence: u64) -> bool {
+        (self.floor..self.next).contains(&sequence)
+    }
+
     /// Sequence that the next message gets.
     #[must_use]
     pub fn next(&self) -> u64 {

@@ -4,14 +4,16 @@
 //! (over TLS: [`link_tls`]), [`owner`]
 //! brings them to the [`hub`] of a partition, which decides; [`queue`] makes durable what it appends;
 //! [`inbox`] and [`delivery`] bring it to the devices that [`registry`] knows; [`outgoing`] takes it back to
-//! the edge. [`store`] keeps what outlives a checkpoint; [`claims`] says which partitions are ours. [`hub`] and everything below it is free of I/O.
+//! the edge. [`api`] lets other services ask and send. [`store`] keeps what outlives a checkpoint; [`claims`] says which partitions are ours. [`hub`] and everything below it is free of I/O.
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod api;
 pub mod claims;
 pub mod config;
 pub mod delivery;
 pub mod edges;
+pub mod engine;
 pub mod health;
 pub mod hub;
 pub mod inbox;

@@ -51,6 +51,24 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Links that are open at a time.
 pub const LINKS_MAX: usize = 8_192;
 
+/// Connections to the server API at a time. Past it the next wait to be accepted.
+pub const API_CONNECTIONS_MAX: usize = 1_024;
+/// Keys in the file of `--api-keys`. Past it the file is refused.
+pub const API_KEYS_MAX: usize = 1_024;
+/// Recipients of one request to the server API, and users looked up with one. Past it the request is refused.
+pub const API_USERS_MAX: usize = 1_000;
+/// Body of a request to the server API, in bytes: a payload in base64 and the names around it. Past it the request is refused.
+pub const API_BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What waits for an answer in the server API, in bytes: payloads, once a recipient, and 512 bytes for each. Past it requests are refused,
+/// to be repeated.
+pub const API_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Payload times recipients of one request to the server API, in bytes. Past it the request is refused.
+pub const API_FANOUT_BYTES_MAX: usize = API_BYTES_MAX / 4;
+/// How much longer than for its answer a request to the server API may take, for its body to arrive.
+pub const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shortest lease that the server API believes a router.
+pub const API_LEASE_MIN: Duration = Duration::from_millis(100);
+
 /// Bytes of one group commit: past it the committer starts another.
 pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that one owner may have with the committer. Past it the owner takes no events from links.
@@ -115,4 +133,7 @@ const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BY
 const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
 const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);
+const _: () =
+    assert!(API_BODY_BYTES_MAX > PAYLOAD_BYTES_MAX / 3 * 4 + API_USERS_MAX * (USER_BYTES_MAX + 8));
+const _: () = assert!(API_BYTES_MAX <= LINK_OUT_BYTES_MAX);
 const _: () = assert!(DEPARTED_INTERVAL_MS < CHECKPOINT_INTERVAL_MS);

@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use crate::edges::{Edges, Joined};
+use crate::hub::queries::partition_of_query;
 use crate::limits;
 use crate::outgoing::Outgoing;
 use crate::owner::{ToOwner, Ways};
@@ -30,7 +31,7 @@ use crate::registry::{EdgeId, Session};
 use hawser_proto::partition::partition_of;
 
 /// The link protocol that this release speaks (link.proto).
-const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 1;
 /// Space that is kept ready for reading, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 /// How a handshake of TLS begins (RFC 8446 section 5.1).
@@ -64,7 +65,7 @@ pub struct Links {
 
 /// Why a link ended.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The edge closed it.
     Closed,
     /// This router closed it: a newer link, an overflow, or the process stops.
@@ -103,7 +104,7 @@ impl Links {
         let mut link = Link {
             links: &self,
             outgoing: &outgoing,
-            frames: FrameReader { reader, buffer: BytesMut::new() },
+            frames: FrameReader::new(reader),
             joined: None,
             heard_at: Instant::now(),
         };
@@ -227,6 +228,7 @@ impl Link<'_> {
                 return Err(End::Refused(reason));
             }
         };
+        self.outgoing.set_edge(&name);
         tracing::info!(
             edge = name,
             version = hello.version,
@@ -256,7 +258,7 @@ impl Link<'_> {
         else {
             return Ok(());
         };
-        let owners = self.links.ways.owners.len();
+        let (owners, partitions) = (self.links.ways.owners.len(), self.links.ways.partitions);
         let mut sorted: Vec<Vec<(PartitionId, Inbound)>> = vec![Vec::new(); owners];
         let mut is_told = false;
         for message in messages {
@@ -268,6 +270,12 @@ impl Link<'_> {
                 Inbound::Ack(ack) => &ack.user,
                 Inbound::Signal(signal) => &signal.to,
                 Inbound::Sync(sync) => &sync.user,
+                Inbound::Query(query) => {
+                    // Any Hub says that a message of no partition is not there.
+                    let partition = partition_of_query(query, partitions) % partitions;
+                    sorted[self.links.ways.owner_of(partition)].push((partition, message));
+                    continue;
+                }
                 Inbound::SnapshotEnd(end) => {
                     is_told |= self.note_told(end.shard)?;
                     continue;
@@ -275,7 +283,7 @@ impl Link<'_> {
                 Inbound::Heartbeat(_) => continue,
                 Inbound::Hello(_) => return Err(End::Protocol("a second Hello".to_owned())),
             };
-            let partition = partition_of(user, self.links.ways.partitions);
+            let partition = partition_of(user, partitions);
             sorted[self.links.ways.owner_of(partition)].push((partition, message));
         }
         for (owner, batch) in self.links.ways.owners.iter().zip(sorted) {
@@ -335,12 +343,18 @@ fn decode(frame: Bytes) -> Result<Vec<Inbound>, End> {
     Ok(batch.messages.into_iter().filter_map(|message| message.message).collect())
 }
 
-struct FrameReader {
+/// Frames out of a stream of bytes.
+pub(crate) struct FrameReader {
     reader: Reader,
     buffer: BytesMut,
 }
 
 impl FrameReader {
+    /// Nothing is read yet.
+    pub(crate) fn new(reader: Reader) -> Self {
+        Self { reader, buffer: BytesMut::new() }
+    }
+
     /// The body of the first frame, unless the stream begins with a handshake of TLS: as the length of a frame that is
     /// more than any Hello has, and would be waited for.
     async fn first(&mut self) -> Result<Bytes, End> {
@@ -355,7 +369,7 @@ impl FrameReader {
     }
 
     /// The body of the next frame. Loses nothing when it is dropped while it waits.
-    async fn next(&mut self) -> Result<Bytes, End> {
+    pub(crate) async fn next(&mut self) -> Result<Bytes, End> {
         loop {
             match first_frame(&self.buffer) {
                 Ok(Some(body)) => {
@@ -414,8 +428,9 @@ async fn write_through(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()>
     writer.flush().await
 }
 
+/// Milliseconds since the epoch.
 #[expect(clippy::disallowed_methods, reason = "a link is the rim: heartbeats carry the time")]
-fn unix_ms() -> i64 {
+pub(crate) fn unix_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_millis() as i64
 }

@@ -1,23 +1,25 @@
-//! TLS of the links that come over TCP: certificate files to a configuration, and the handshake.
+//! TLS of the links that come over TCP: certificate files to a configuration, and the handshake; and of those that the server
+//! API has to other routers.
 //!
 //! TLS 1.3 alone, since both ends are of one house, and without resumption: an edge connects seldom, and its certificate
 //! is looked at every time. Leaves out what is said inside, which is [`link`](crate::link)'s.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
-use rustls::{Error, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
 use crate::config::Config;
 use crate::limits;
@@ -46,8 +48,7 @@ impl LinkTls {
         };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates("--link-tls-cert", cert)?;
-        let key_der = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| format!("--link-tls-key: {}: {error}", key.display()))?;
+        let key_der = private_key(key)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| format!("--link-tls-cert: {error}"))?;
@@ -77,6 +78,53 @@ impl LinkTls {
             }
             Err(_) => Err("the handshake did not end in time".to_owned()),
         }
+    }
+}
+
+/// How this router shakes hands with the other routers, as an edge does.
+#[derive(Clone)]
+pub struct PeerTls(TlsConnector);
+
+impl std::fmt::Debug for PeerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PeerTls")
+    }
+}
+
+impl PeerTls {
+    /// Reads what `--api-peers-ca` names, and the certificate to show; `None` where there are no authorities.
+    ///
+    /// # Errors
+    /// A sentence that names the knob and the file.
+    pub fn load(config: &Config) -> Result<Option<Self>, String> {
+        const KNOB: &str = "--api-peers-ca";
+        let Some(ca) = &config.api.api_peers_ca else { return Ok(None) };
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| format!("{KNOB}: {error}"))?
+            .with_root_certificates(authorities(KNOB, ca)?);
+        let tls = match (&config.link_tls_cert, &config.link_tls_key) {
+            (Some(cert), Some(key)) => {
+                let (chain, key) = (certificates("--link-tls-cert", cert)?, private_key(key)?);
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    format!("--link-tls-cert: {} cannot be used: {error}", cert.display())
+                })?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(Some(Self(TlsConnector::from(Arc::new(tls)))))
+    }
+
+    /// Shakes hands with the router at this address, which its certificate has to be for.
+    ///
+    /// # Errors
+    /// It broke, or the router is not who it should be.
+    pub async fn connect(
+        &self,
+        address: IpAddr,
+        stream: TcpStream,
+    ) -> std::io::Result<client::TlsStream<TcpStream>> {
+        self.0.connect(ServerName::IpAddress(address.into()), stream).await
     }
 }
 
@@ -112,14 +160,22 @@ fn verifier(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, String> {
     const KNOB: &str = "--link-tls-client-ca";
-    let refuse = |error: &dyn std::fmt::Display| format!("{KNOB}: {}: {error}", ca.display());
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(KNOB, ca)? {
-        roots.add(authority).map_err(|error| refuse(&error))?;
-    }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(KNOB, ca)?), provider)
         .build()
-        .map_err(|error| refuse(&error))
+        .map_err(|error| format!("{KNOB}: {}: {error}", ca.display()))
+}
+
+fn authorities(knob: &str, ca: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(knob, ca)? {
+        roots.add(authority).map_err(|error| format!("{knob}: {}: {error}", ca.display()))?;
+    }
+    Ok(roots)
+}
+
+fn private_key(key: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| format!("--link-tls-key: {}: {error}", key.display()))
 }
 
 /// The certificates in a PEM file; at least one.

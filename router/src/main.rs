@@ -54,10 +54,16 @@ async fn run(config: Config) -> ExitCode {
     tracing::info!(
         listen = server.addresses().join(","),
         admin = server.admin_address(),
+        api = server.api_address(),
         "serving"
     );
-    server.serve(stop).await;
-    ExitCode::SUCCESS
+    match server.serve(stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Usage(sentence) | StartError::Failed(sentence)) => {
+            tracing::error!("{sentence}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Completes on SIGTERM or SIGINT.

@@ -31,6 +31,7 @@ pub struct Metrics {
     departed: Gauge,
     degraded: Family<[(&'static str, &'static str); 1], Gauge>,
     partitions: Family<[(&'static str, &'static str); 1], Gauge>,
+    api_requests: Family<[(&'static str, String); 2], Counter>,
     sends_accepted: Counter,
     sends_repeated: Counter,
     sends_refused: Counter,
@@ -97,6 +98,9 @@ impl Metrics {
         let partitions = Family::default();
         let help = "Partitions that are served here, are being taken over, or leave";
         registry.register("partitions", help, partitions.clone());
+        let api_requests = Family::default();
+        let help = "Requests to the server API, by route and status";
+        registry.register("api_requests", help, api_requests.clone());
         Self {
             registry,
             owners: (0..owners).map(|_| Default::default()).collect(),
@@ -105,6 +109,7 @@ impl Metrics {
             departed,
             degraded,
             partitions,
+            api_requests,
             sends_accepted,
             sends_repeated,
             sends_refused,
@@ -131,6 +136,15 @@ impl Metrics {
         for (state, count) in [("here", here), ("coming", coming), ("going", going)] {
             self.partitions.get_or_create(&[("state", state)]).set(count as i64);
         }
+    }
+
+    /// Counts a request to the server API. `route` is one of those that there are, with the names of its parameters.
+    pub fn note_api_request(&self, method: &axum::http::Method, route: &str, status: u16) {
+        // Methods that no route takes are one: anybody can make up another.
+        let known = ["GET", "POST", "DELETE"].contains(&method.as_str());
+        let method = if known { method.as_str() } else { "other" };
+        let labels = [("route", format!("{method} {route}")), ("status", status.to_string())];
+        self.api_requests.get_or_create(&labels).inc();
     }
 
     /// Adds up what the Hubs of one owner did, and notes what they hold.

@@ -1,7 +1,7 @@
 //! What waits to be written to one link: encoded once, straight into frames.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hawser_proto::framing::{LENGTH_BYTES, begin_frame, finish_frame};
 use hawser_proto::link::RouterMessage;
@@ -20,6 +20,7 @@ pub struct Outgoing {
     wake: Notify,
     closed: AtomicBool,
     close: Notify,
+    edge: OnceLock<Box<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +35,16 @@ struct Frames {
 pub struct Overflow;
 
 impl Outgoing {
+    /// Notes the name of the edge at the other end, once.
+    pub fn set_edge(&self, name: &str) {
+        let _ = self.edge.set(name.into());
+    }
+
+    /// The name of the edge at the other end, once it has said it.
+    pub fn edge(&self) -> Option<&str> {
+        self.edge.get().map(|name| &**name)
+    }
+
     /// Adds messages in order. Call [`Outgoing::wake`] afterwards, once for many.
     ///
     /// # Errors

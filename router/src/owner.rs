@@ -16,8 +16,10 @@ use std::time::{Duration, Instant, SystemTime};
 use ahash::AHashMap;
 use bytes::Bytes;
 use hawser_proto::link::edge_message::Message as Inbound;
+use hawser_proto::link::router_message::Message as Outbound;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::hub::queries::name_edges;
 use crate::hub::{Effects, Event, Hub, Now, Receipt};
 use crate::keeper::Notice;
 use crate::limits;
@@ -431,6 +433,10 @@ impl Owner {
         self.records.extend(effects.append.drain(..).map(|bytes| (partition, bytes)));
         self.records_durable |= std::mem::take(&mut effects.append_durable);
         self.receipts.append(&mut effects.receipts);
+        for (edge, mut answer) in effects.answers.drain(..) {
+            name_edges(&mut answer, |edge| self.links.get(&edge)?.1.edge());
+            effects.outbound.push((edge, Outbound::QueryAnswer(answer)));
+        }
         if let Some(checkpoint) = effects.checkpoint.take() {
             self.saving += 1;
             let _ = self.ways.saver.send(SaveRequest::Write(self.index, checkpoint));
@@ -536,6 +542,7 @@ mod tests {
             inbox_age_max_ms: 1_000_000,
             memory_bytes_max: 1_000_000,
             record_bytes_max: usize::MAX,
+            trace_steps_max: 0,
         };
         let hub = Hub::new(0, config, Arc::new(MemoryStore::default())).unwrap();
         let (committer, requests) = blocking::channel();

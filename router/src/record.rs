@@ -139,8 +139,23 @@ impl Record {
 /// The id of the message at `offset`: 16 bits of partition, 48 of offset.
 #[must_use]
 pub fn message_id(partition: PartitionId, offset: Offset) -> u64 {
-    debug_assert!(offset < 1 << 48);
-    (u64::from(partition) << 48) | offset
+    debug_assert!(offset < 1 << OFFSET_BITS);
+    (u64::from(partition) << OFFSET_BITS) | offset
+}
+
+/// Bits of a message id that are the offset.
+const OFFSET_BITS: u32 = 48;
+
+/// The partition in a message id, which may be none of the cluster's.
+#[must_use]
+pub fn partition_of_id(message_id: u64) -> PartitionId {
+    (message_id >> OFFSET_BITS) as PartitionId
+}
+
+/// The offset in a message id.
+#[must_use]
+pub fn offset_of(message_id: u64) -> Offset {
+    message_id & ((1 << OFFSET_BITS) - 1)
 }
 
 /// What identifies a send: a digest of sender, recipient and client message id.

@@ -3,26 +3,34 @@
 //!
 //! ```text
 //!  links ─► owners (tasks) ─► committer (thread) ─► queue
-//!    ▲         │  ▲   └─────► saver (thread) ─────► store
+//!    ▲         │  ▲   └─────► saver (thread) ─────► store, and the state log where routers share an engine
 //!    └─────────┘  └──────────────┘ answers
+//!
+//!  engine ─► claims ─► keeper (task) ─► takers (threads): state log, messages log ─► Hubs for the owners
 //! ```
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc as blocking;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ahash::AHashMap;
+use hawser_proto::link::Ownership;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admin;
+use crate::api::Api;
+use crate::claims::Ends;
 use crate::config::{Config, Listen};
 use crate::edges::Edges;
+use crate::engine::{Engine, EngineKind};
 use crate::health::{Health, Part};
 use crate::hub::{Effects, Event, Hub, Now};
+use crate::keeper::{Keeper, Notice, TakeRequest};
 use crate::limits;
 use crate::link::{Links, Reader, Writer};
 use crate::link_tls::LinkTls;
@@ -30,13 +38,18 @@ use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
 use crate::queue::committer::{Committer, Request, replay};
 use crate::queue::embedded::EmbeddedOpener;
-use crate::queue::{Opener as _, Queue};
-use crate::saver::Saver;
+use crate::queue::{Log, Opener as _, PartitionId, Queue};
+use crate::saver::{Saver, StateLog};
 use crate::store::Store;
 use crate::store::disk::{DiskStore, OpenError};
+use crate::takeover::{NotTaken, Taken, Takeover};
 
 /// How long links and owners may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the engine may take to let this router leave.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads that take partitions over: most of the time they wait for the engine.
+const TAKERS: usize = 4;
 
 /// Why the router did not start.
 #[derive(Debug)]
@@ -58,6 +71,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     link_tls: Option<LinkTls>,
     admin: TcpListener,
+    api: Option<Api>,
     data: Data,
 }
 
@@ -81,23 +95,18 @@ impl Server {
         let admin = TcpListener::bind(config.admin)
             .await
             .map_err(|error| usage("--admin", format_args!("{}: {error}", config.admin)))?;
+        let api = Api::bind(&config).await.map_err(StartError::Usage)?;
         let opening = config.clone();
         let data = tokio::task::spawn_blocking(move || Data::open(&opening))
             .await
             .map_err(|error| StartError::Failed(format!("opening the data folder: {error}")))??;
-        Ok(Self { config, listeners, link_tls, admin, data })
+        Ok(Self { config, listeners, link_tls, admin, api, data })
     }
 
     /// Addresses that edges can connect to, with the ports that were chosen for port 0.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        let address = |listener: &Listener| match listener {
-            Listener::Tcp(listener) => {
-                listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
-            }
-            Listener::Unix(_, path) => format!("unix:{}", path.display()),
-        };
-        self.listeners.iter().map(address).collect()
+        self.listeners.iter().map(Listener::address).collect()
     }
 
     /// Address of the admin server.
@@ -106,12 +115,25 @@ impl Server {
         self.admin.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
     }
 
+    /// Address of the server API, where it is served.
+    #[must_use]
+    pub fn api_address(&self) -> Option<String> {
+        self.api.as_ref().map(Api::address)
+    }
+
     /// Serves until `stop` completes, then saves everything.
-    pub async fn serve(self, stop: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// [`StartError::Failed`]: the engine does not let this router take part.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), StartError> {
         let owners = self.data.hubs.len();
         let metrics = Arc::new(Metrics::new(owners));
         let health = Arc::new(Health::default());
-        let threads = Threads::start(&self.config, self.data, &metrics, &health);
+        let engine = (self.config.engine != EngineKind::Embedded).then(Engine::default);
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let store: Arc<dyn Store> = Arc::<DiskStore>::clone(&self.data.store);
+        let shared = engine.as_ref().map(|engine| (engine, notices));
+        let threads = Threads::start(&self.config, self.data, shared, &metrics, &health);
         let links = Arc::new(Links {
             ways: threads.ways.clone(),
             edges: Edges::default(),
@@ -119,26 +141,52 @@ impl Server {
             epoch: fastrand::u64(..),
             lease: self.config.lease,
             window_messages: self.config.window,
-            ownership: None,
+            ownership: engine.as_ref().map(|_| {
+                Mutex::new(Ownership {
+                    partitions: u32::from(self.config.partitions),
+                    claims: Vec::new(),
+                })
+            }),
         });
         let (stopping, stopped) = watch::channel(false);
         let admin =
             tokio::spawn(admin::serve(self.admin, Arc::clone(&metrics), Arc::clone(&health)));
+        let sharing = engine.map(|engine| {
+            let address = self.listeners.first().map_or_else(String::new, Listener::address);
+            Sharing::start(&self.config, engine, store, &links, &health, noticed, address)
+        });
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
             let tls = self.link_tls.clone();
             accepting.spawn(accept(listener, tls, Arc::clone(&links), stopped.clone()));
         }
-        stop.await;
+        let api = self.api.map(|api| api.serve(&links));
+        let (sharing, refused) = match sharing {
+            None => {
+                stop.await;
+                (None, None)
+            }
+            Some(mut sharing) => tokio::select! {
+                () = stop => (Some(sharing), None),
+                reason = sharing.failed() => (None, Some(reason)),
+            },
+        };
         tracing::info!("stopping");
         health.set(Part::Serving, Some("the router is stopping".to_owned()));
+        if let Some(api) = api {
+            api.stop().await;
+        }
         let _ = stopping.send(true);
         let all_ended = async { while accepting.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
             tracing::warn!("links did not end in time");
         }
+        if let Some(sharing) = sharing {
+            sharing.stop().await;
+        }
         threads.stop().await;
         admin.abort();
+        refused.map_or(Ok(()), |reason| Err(StartError::Failed(reason)))
     }
 }
 
@@ -162,6 +210,15 @@ impl Listener {
                 }
                 Ok(Self::Unix(UnixListener::bind(path).map_err(problem)?, path.clone()))
             }
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => {
+                listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
+            }
+            Self::Unix(_, path) => format!("unix:{}", path.display()),
         }
     }
 
@@ -267,7 +324,8 @@ struct Data {
     store: Arc<DiskStore>,
     /// By owner.
     hubs: Vec<Vec<Hub>>,
-    queue: OpenQueue,
+    /// Absent where it is opened later, by an engine that routers share.
+    queue: Option<OpenQueue>,
     /// Per partition, the offset after the last record that its Hub has.
     expected: Vec<Option<u64>>,
 }
@@ -306,10 +364,18 @@ impl Data {
                 OpenError::Failed(error) => problem(&error),
             })?;
         let store = Arc::new(store);
+        if config.engine != EngineKind::Embedded {
+            let hubs = (0..owner_count(config)).map(|_| Vec::new()).collect();
+            let expected = vec![None; usize::from(config.partitions)];
+            return Ok(Self { _lock: lock, store, hubs, queue: None, expected });
+        }
+        if (0..config.partitions).any(|partition| matches!(store.place(partition), Ok(Some(_)))) {
+            return Err(problem(&"it was made with an engine that routers share (--engine)"));
+        }
         let mut queue = queue_opener(config).open().map_err(|error| problem(&error))?;
         let (hubs, expected) =
             recover(config, &store, &mut *queue).map_err(|error| problem(&error))?;
-        Ok(Self { _lock: lock, store, hubs, queue: OpenQueue(queue), expected })
+        Ok(Self { _lock: lock, store, hubs, queue: Some(OpenQueue(queue)), expected })
     }
 }
 
@@ -371,7 +437,14 @@ struct Threads {
 }
 
 impl Threads {
-    fn start(config: &Config, data: Data, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Self {
+    fn start(
+        config: &Config,
+        data: Data,
+        shared: Option<(&Engine, mpsc::UnboundedSender<Notice>)>,
+        metrics: &Arc<Metrics>,
+        health: &Arc<Health>,
+    ) -> Self {
+        let keeper = shared.as_ref().map(|(_, keeper)| keeper.clone());
         let (to_committer, committer_requests) = blocking::channel();
         let (to_saver, save_requests) = blocking::channel();
         let (to_owners, inboxes): (Vec<_>, Vec<_>) =
@@ -382,7 +455,7 @@ impl Threads {
             owners: to_owners,
             committer: to_committer,
             saver: to_saver,
-            keeper: mpsc::unbounded_channel().0,
+            keeper: keeper.unwrap_or_else(|| mpsc::unbounded_channel().0),
             metrics: Arc::clone(metrics),
             partitions: config.partitions,
         };
@@ -393,8 +466,11 @@ impl Threads {
         }
         let queue_answers = answers.clone();
         let committer = Committer {
-            opener: Box::new(queue_opener(config)),
-            queue: Some(data.queue.0),
+            opener: match &shared {
+                Some((engine, _)) => engine.opener(Log::Messages),
+                None => Box::new(queue_opener(config)),
+            },
+            queue: data.queue.map(|open| open.0),
             expected: data.expected,
             owners: answers.len(),
             replies: Box::new(move |owner, reply| {
@@ -406,7 +482,12 @@ impl Threads {
         };
         let saver = Saver {
             store: data.store,
-            log: None,
+            log: shared.map(|(engine, keeper)| StateLog {
+                opener: engine.opener(Log::State),
+                queue: None,
+                keeper,
+                tails: AHashMap::new(),
+            }),
             answers: answers.clone(),
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
@@ -440,6 +521,109 @@ impl Threads {
         });
         let _ = joined.await;
         tracing::info!("stopped");
+    }
+}
+
+/// What there is where routers share an engine.
+struct Sharing {
+    stop: oneshot::Sender<()>,
+    keeper: tokio::task::JoinHandle<()>,
+    claims: tokio::task::JoinHandle<Result<(), String>>,
+}
+
+impl Sharing {
+    fn start(
+        config: &Config,
+        engine: Engine,
+        store: Arc<dyn Store>,
+        links: &Arc<Links>,
+        health: &Arc<Health>,
+        notices: mpsc::UnboundedReceiver<Notice>,
+        address: String,
+    ) -> Self {
+        let (changes, changed) = mpsc::unbounded_channel();
+        let (tell, told) = mpsc::unbounded_channel();
+        let (takers, requests) = blocking::channel();
+        let requests = Arc::new(Mutex::new(requests));
+        for _ in 0..TAKERS {
+            let taker = Taker {
+                engine: engine.clone(),
+                store: Arc::clone(&store),
+                config: config.clone(),
+                takeover: None,
+            };
+            let requests = Arc::clone(&requests);
+            drop(thread("taker", move || taker.run(&requests)));
+        }
+        let (stop, stopped) = oneshot::channel();
+        let keeper = Keeper::new(Arc::clone(links), Arc::clone(health), takers, tell);
+        let stopped = async { drop(stopped.await) };
+        let keeper = tokio::spawn(keeper.run(changed, notices, stopped));
+        let (config, health) = (config.clone(), Arc::clone(health));
+        let claims = tokio::spawn(async move {
+            engine.connect(&config, &health).await;
+            engine.claim(&config, address, Ends { changes, told }).await
+        });
+        Self { stop, keeper, claims }
+    }
+
+    /// Completes with a sentence when this router cannot take part.
+    async fn failed(&mut self) -> String {
+        match (&mut self.claims).await {
+            Ok(Ok(())) => std::future::pending().await,
+            Ok(Err(reason)) => reason,
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Lets every partition go, saved, so that others take them over at once.
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        let leave = async {
+            let _ = self.keeper.await;
+            if !self.claims.is_finished() {
+                let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.claims).await;
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, leave).await.is_err() {
+            tracing::warn!("partitions were not let go in time; their logs have everything");
+        }
+    }
+}
+
+/// A thread that takes partitions over.
+struct Taker {
+    engine: Engine,
+    store: Arc<dyn Store>,
+    config: Config,
+    takeover: Option<Takeover>,
+}
+
+impl Taker {
+    fn run(mut self, requests: &Mutex<blocking::Receiver<TakeRequest>>) {
+        loop {
+            let request = requests.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((partition, answer)) = request else { return };
+            let taken = self.take(partition);
+            if taken.is_err() {
+                self.takeover = None;
+            }
+            let _ = answer.send(taken);
+        }
+    }
+
+    fn take(&mut self, partition: PartitionId) -> Result<Taken, NotTaken> {
+        let takeover = match &mut self.takeover {
+            Some(takeover) => takeover,
+            empty => empty.insert(Takeover {
+                store: Arc::clone(&self.store),
+                messages: self.engine.opener(Log::Messages).open()?,
+                state: self.engine.opener(Log::State).open()?,
+                config: self.config.hub(),
+                router_id: self.config.router_id.clone(),
+            }),
+        };
+        takeover.take(partition, unix_ms(), fastrand::u64(..))
     }
 }
 

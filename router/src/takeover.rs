@@ -94,7 +94,9 @@ impl Takeover {
         let mark = Record::from(Kind::Owner(owner)).to_bytes();
         append(&mut *self.messages, partition, mark)?;
         let store = Arc::clone(&self.store);
-        let hub = Hub::new(partition, self.config.clone(), store)?.with_epoch(epoch);
+        let record_bytes_max = self.messages.record_bytes_max();
+        let config = HubConfig { record_bytes_max, ..self.config.clone() };
+        let hub = Hub::new(partition, config, store)?.with_epoch(epoch);
         let (hub, messages_next, replayed) = self.replay(hub, unix_ms)?;
         let writer = Writer { epoch, seed };
         Ok(Taken { hub, writer, state_next: epoch + 1, messages_next, replayed })

@@ -77,6 +77,7 @@ impl Router {
             inbox_age_max_ms: 3_600_000,
             memory_bytes_max: if env.rng.bool() { 2_000 } else { 1_000_000 },
             record_bytes_max: usize::MAX,
+            trace_steps_max: 0,
         };
         let (hubs, committer) = disk.recover(env, &config);
         let owners = hubs.into_iter().enumerate().map(|(index, hubs)| Owner::new(index, hubs));
@@ -183,6 +184,7 @@ impl Router {
                 Inbound::Ack(ack) => &ack.user,
                 Inbound::Signal(signal) => &signal.to,
                 Inbound::Sync(sync) => &sync.user,
+                Inbound::Query(query) => &query.user,
             };
             let partition = partition_of(user, PARTITIONS);
             sorted[usize::from(partition) % OWNERS].push((partition, message));

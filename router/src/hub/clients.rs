@@ -10,6 +10,7 @@ use hawser_proto::link::{
     Ack, Disconnect, Failure, Register, Registered, Signal, SignalOut, Sync, Unregister,
 };
 
+use super::journal::{DeviceMark, StepKind};
 use super::sends::{failure, unavailable};
 use super::{Effects, Hub, Now, Receipt};
 use crate::delivery::Delivery;
@@ -132,7 +133,10 @@ impl Hub {
         // A client that is ahead of its inbox has outlived a store.
         let start = cursor.min(inbox.last());
         let resumed = start == cursor && start + 1 >= inbox.floor();
-        inbox.move_cursor(device, start);
+        if inbox.move_cursor(device, start) {
+            let acknowledged = StepKind::Acknowledged(DeviceMark::of(&register.device));
+            self.journal.note(now.unix_ms, &user, start, acknowledged);
+        }
         inbox.devices_mut()[device].delivery = Some(Delivery::new(connection, start));
         self.saving.note_changed(&user, inbox);
         self.saving.note_moved(&user, inbox);
@@ -169,6 +173,11 @@ impl Hub {
         if moved {
             self.saving.note_changed(&user, inbox);
             self.saving.note_moved(&user, inbox);
+            if self.journal.is_on() {
+                let acknowledged =
+                    StepKind::Acknowledged(DeviceMark::of(&inbox.devices()[device].id));
+                self.journal.note(now.unix_ms, &user, cursor, acknowledged);
+            }
         }
         out.counts.acknowledged += 1;
         tell_senders(now, &user, receipt::Kind::Delivered, delivered, out);

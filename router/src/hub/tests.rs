@@ -32,6 +32,7 @@ fn config() -> HubConfig {
         inbox_age_max_ms: 1_000_000,
         memory_bytes_max: 1_000_000,
         record_bytes_max: usize::MAX,
+        trace_steps_max: 12,
     }
 }
 

@@ -198,6 +198,13 @@ impl Registry {
         (slot.mark != Mark::Recorded).then(|| slot.device())
     }
 
+    /// When that device connected or left, in milliseconds since the epoch; 0 when there is none.
+    #[must_use]
+    pub fn unrecorded_at_ms(&self, user: &str) -> i64 {
+        let slot = self.first(user).map(|place| self.slots.get(place));
+        slot.filter(|slot| slot.mark != Mark::Recorded).map_or(0, |slot| slot.at_ms)
+    }
+
     /// How many unrecorded devices have left.
     #[must_use]
     pub fn departed(&self) -> usize {

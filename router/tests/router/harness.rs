@@ -24,6 +24,8 @@ pub struct Router {
     /// All places that it listens at.
     listen: String,
     admin: String,
+    /// Of the server API; empty where it is not served.
+    pub api: String,
 }
 
 impl Router {
@@ -48,7 +50,14 @@ impl Router {
             if line.contains("serving") {
                 let value = |key: &str| line.split_once(key)?.1.split('"').nth(1);
                 let (listen, admin) = (value("listen=").unwrap(), value("admin=").unwrap());
-                return Self { child, socket, listen: listen.to_owned(), admin: admin.to_owned() };
+                let api = value("api=").unwrap_or_default().to_owned();
+                return Self {
+                    child,
+                    socket,
+                    listen: listen.to_owned(),
+                    admin: admin.to_owned(),
+                    api,
+                };
             }
         }
     }
@@ -64,10 +73,14 @@ impl Router {
         self.child.wait().unwrap();
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Asks it to stop, and waits until it has.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -118,13 +131,8 @@ impl Router {
     /// The value of a metric.
     pub fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics");
-        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no metric {name} in {text}"))
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap()
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no metric {name} in {text}")).parse().unwrap()
     }
 
     /// Waits until `holds`.

@@ -9,6 +9,7 @@
     reason = "a test may panic and waits by the clock; what it starts ends when its handle is dropped"
 )]
 
+mod api;
 mod faults;
 mod harness;
 mod inboxes;
