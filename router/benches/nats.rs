@@ -1,7 +1,7 @@
 //! What the engine `nats` appends and reads in a second, beside what its client does alone, on real servers.
 //!
-//! `services/nats start FOLDER --nodes 3`, then `cargo bench -p hawser-router --bench nats -- FOLDER 5 4` takes 5 rounds of 4 s of
-//! each. In turns: batches of 1,000 records of 200 bytes over 64 partitions through the engine; the same 200 bytes published as
+//! `services/nats start FOLDER --nodes 3`, then `cargo bench -p hawser-router --bench nats -- FOLDER 5 4 1000` takes 5 rounds of 4 s
+//! of each. In turns: batches of 1,000 records of 200 bytes over 64 partitions through the engine; the same 200 bytes published as
 //! messages of their own to 64 streams, 1,000 of them on their way at any time. CPU is that of this process and of the servers.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 #![allow(clippy::disallowed_methods, reason = "it measures time")]
@@ -20,9 +20,7 @@ use hawser_router::queue::{Batch, Log, Opener as _, PartitionId, Queue};
 use tokio::runtime::Runtime;
 
 const PARTITIONS: u16 = 64;
-const BATCH_RECORDS: usize = 1_000;
 const RECORD_BYTES: usize = 200;
-const CLUSTER: &str = "bench";
 
 #[derive(clap::Parser)]
 struct Knobs {
@@ -33,18 +31,21 @@ struct Knobs {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let Some(folder) = arguments.first().map(PathBuf::from) else {
-        println!("usage: cargo bench -p hawser-router --bench nats -- FOLDER [ROUNDS] [SECONDS]");
+        println!(
+            "usage: cargo bench -p hawser-router --bench nats -- FOLDER [ROUNDS] [SECONDS] [RECORDS]"
+        );
         return;
     };
     let rounds = arguments.get(1).map_or(5, |rounds| rounds.parse().unwrap());
     let length = Duration::from_secs(arguments.get(2).map_or(4, |length| length.parse().unwrap()));
+    let batch_records = arguments.get(3).map_or(1_000, |records| records.parse().unwrap());
     let address = std::fs::read_to_string(folder.join("address")).unwrap();
     let servers = address.trim().split(',');
     let replicas = if servers.clone().count() >= 3 { "3" } else { "1" };
     let mut words = vec!["bench", "--nats-replicas", replicas];
     servers.clone().for_each(|server| words.extend(["--nats-url", server]));
     let config = Knobs::parse_from(words).nats;
-    let mut bench = Bench::start(folder, config, address.trim());
+    let mut bench = Bench::start(folder, config, address.trim(), batch_records);
     println!("{replicas} replicas; per record: CPU us of this process, CPU us of all servers");
     for round in 1..=rounds {
         bench.measure(round, "engine", length, Bench::append);
@@ -58,14 +59,19 @@ struct Bench {
     runtime: Runtime,
     context: jetstream::Context,
     engine: NatsEngine,
+    cluster: String,
     queue: Box<dyn Queue>,
     record: Bytes,
+    batch_records: usize,
 }
 
 impl Bench {
-    fn start(folder: PathBuf, config: NatsConfig, address: &str) -> Self {
+    fn start(folder: PathBuf, config: NatsConfig, address: &str, batch_records: usize) -> Self {
         let runtime = Runtime::new().unwrap();
-        let engine = runtime.block_on(NatsEngine::connect(&config, CLUSTER, PARTITIONS)).unwrap();
+        // Streams of its own for every run: what the client alone publishes is no log.
+        let cluster = format!("bench-{}", std::process::id());
+        let engine = NatsEngine::connect(&config, &cluster, PARTITIONS);
+        let engine = runtime.block_on(engine).unwrap();
         let started = Instant::now();
         let queue = engine.opener(Log::Messages).open().unwrap();
         // The client alone writes to the streams of the other log.
@@ -76,7 +82,7 @@ impl Bench {
             jetstream::new(async_nats::connect(servers).await.unwrap())
         });
         let record = Bytes::from(vec![b'x'; RECORD_BYTES]);
-        Self { folder, runtime, context, engine, queue, record }
+        Self { folder, runtime, context, engine, cluster, queue, record, batch_records }
     }
 
     fn measure(
@@ -116,7 +122,7 @@ impl Bench {
     }
 
     fn append(&mut self, length: Duration) -> (usize, Vec<Duration>) {
-        let records = (0..BATCH_RECORDS)
+        let records = (0..self.batch_records)
             .map(|record| ((record % usize::from(PARTITIONS)) as PartitionId, self.record.clone()));
         let batch = Batch { records: records.collect(), durable: true };
         let (mut offsets, mut latencies) = (Vec::new(), Vec::new());
@@ -126,11 +132,12 @@ impl Bench {
             self.queue.append(&batch, &mut offsets).unwrap();
             latencies.push(begun.elapsed());
         }
-        (latencies.len() * BATCH_RECORDS, latencies)
+        (latencies.len() * self.batch_records, latencies)
     }
 
     fn publish(&mut self, length: Duration) -> (usize, Vec<Duration>) {
-        let (context, record) = (&self.context, &self.record);
+        let (context, record, batch_records) = (&self.context, &self.record, self.batch_records);
+        let cluster = &self.cluster;
         self.runtime.block_on(async {
             let mut flying: VecDeque<(Instant, PublishAckFuture)> = VecDeque::new();
             let mut latencies = Vec::new();
@@ -139,13 +146,13 @@ impl Bench {
                 if started.elapsed() >= length {
                     break;
                 }
-                if flying.len() >= BATCH_RECORDS
+                if flying.len() >= batch_records
                     && let Some((begun, answer)) = flying.pop_front()
                 {
                     answer.await.unwrap();
                     latencies.push(begun.elapsed());
                 }
-                let subject = format!("hawser.{CLUSTER}.state.{}", number % u64::from(PARTITIONS));
+                let subject = format!("hawser.{cluster}.state.{}", number % u64::from(PARTITIONS));
                 let begun = Instant::now();
                 let answer = context.publish(subject, record.clone()).await.unwrap();
                 flying.push_back((begun, answer));

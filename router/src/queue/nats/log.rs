@@ -23,8 +23,8 @@ pub(super) const APPEND_DEADLINE: Duration = Duration::from_secs(5);
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for all streams to be found, or made: thousands of them take a cluster a while.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
-/// Streams that are asked for at a time.
-const OPENING_MAX: usize = 64;
+/// Streams that are asked for at a time. A cluster makes one after the other, and each has to be there before its request gives up.
+const OPENING_MAX: usize = 16;
 
 /// See [`Queue`].
 pub(super) struct NatsLog {
