@@ -10,9 +10,9 @@
 //! themselves for the owner for a while. What keeps them apart is the epoch that a takeover writes into the log
 //! (`takeover`), behind which the log refuses the former owner or shows it that it is not alone.
 
-pub mod nats;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod nats;
 
 use tokio::sync::mpsc;
 
