@@ -1,7 +1,8 @@
 //! What the engine `kafka` makes of the brokers, beside its own client alone.
 //!
-//! `cargo bench -p hawser-router --bench kafka -- HOST:PORT,.. REPLICAS ROUNDS SECONDS` appends batches of 1,000 records of 200
-//! bytes over 64 partitions, one batch after the other, with acks=all. In every round each way has its turn:
+//! `cargo bench -p hawser-router --bench kafka -- HOST:PORT,.. REPLICAS ROUNDS SECONDS [BATCH]` appends batches of 1,000 (or
+//! BATCH) records of 200 bytes over 64 partitions, one batch after the other, with acks=all. In every round each way has its
+//! turn:
 //!
 //! - `engine`: [`Queue::append`];
 //! - `client`: an idempotent rdkafka producer with its own defaults, which sends a batch and flushes;
@@ -25,9 +26,8 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
 const PARTITIONS: u16 = 64;
-const BATCH_RECORDS: usize = 1_000;
 const RECORD_BYTES: usize = 200;
-const UNREPORTED_MAX: usize = 16 * BATCH_RECORDS;
+const UNREPORTED_BATCHES_MAX: usize = 16;
 
 #[derive(Parser)]
 struct Arguments {
@@ -35,6 +35,8 @@ struct Arguments {
     replicas: u16,
     rounds: usize,
     seconds: u64,
+    #[arg(default_value = "1000")]
+    batch: usize,
     /// What Cargo says to every benchmark.
     #[arg(long)]
     bench: bool,
@@ -49,7 +51,7 @@ struct Knobs {
 fn main() {
     let Ok(arguments) = Arguments::try_parse() else {
         println!(
-            "give HOST:PORT,.. REPLICAS ROUNDS SECONDS of brokers that run, such as those of services/kafka"
+            "give HOST:PORT,.. REPLICAS ROUNDS SECONDS [BATCH] of brokers that run, such as those of services/kafka"
         );
         return;
     };
@@ -60,20 +62,22 @@ fn main() {
     let engine = KafkaEngine::connect(&config, &cluster, PARTITIONS).unwrap();
     let mut queue = engine.opener(Log::Messages).open().unwrap();
     let client = Client::new(&arguments.brokers, format!("{cluster}.messages"));
-    let batch = Batch { records: records(), durable: true };
+    let batch = Batch { records: records(arguments.batch), durable: true };
     let mut offsets = Vec::new();
     let turn = Duration::from_secs(arguments.seconds);
     for round in 0..=arguments.rounds {
         // The first is for warming up.
         let name = |way| format!("{way}{}", if round == 0 { " (warm-up)" } else { "" });
-        measure(&name("engine"), turn, || queue.append(&batch, &mut offsets).unwrap());
-        measure(&name("client"), turn, || {
+        measure(&name("engine"), turn, &batch, || queue.append(&batch, &mut offsets).unwrap());
+        measure(&name("client"), turn, &batch, || {
             client.send(&batch);
             client.0.flush(Duration::from_secs(30)).unwrap();
         });
-        measure(&name("stream"), turn, || {
+        measure(&name("stream"), turn, &batch, || {
             client.send(&batch);
-            while client.0.context().0.load(Ordering::Relaxed) > UNREPORTED_MAX {
+            while client.0.context().0.load(Ordering::Relaxed)
+                > UNREPORTED_BATCHES_MAX * arguments.batch
+            {
                 std::thread::park_timeout(Duration::from_millis(1));
             }
         });
@@ -101,15 +105,15 @@ fn replay(queue: &mut dyn Queue) {
     );
 }
 
-fn records() -> Vec<(u16, Bytes)> {
+fn records(count: usize) -> Vec<(u16, Bytes)> {
     let mut random = fastrand::Rng::with_seed(1);
     let mut record =
         || (random.u16(..PARTITIONS), (0..RECORD_BYTES).map(|_| random.u8(..)).collect());
-    (0..BATCH_RECORDS).map(|_| record()).collect()
+    (0..count).map(|_| record()).collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures by the clock")]
-fn measure(name: &str, turn: Duration, mut append: impl FnMut()) {
+fn measure(name: &str, turn: Duration, batch: &Batch, mut append: impl FnMut()) {
     let (begun, cpu, mut batches, mut slowest) = (Instant::now(), cpu(), 0, Duration::ZERO);
     while begun.elapsed() < turn {
         let at = Instant::now();
@@ -117,7 +121,7 @@ fn measure(name: &str, turn: Duration, mut append: impl FnMut()) {
         slowest = slowest.max(at.elapsed());
         batches += 1;
     }
-    let records = f64::from(batches) * BATCH_RECORDS as f64;
+    let records = f64::from(batches) * batch.records.len() as f64;
     println!(
         "{name:16} {:9.0} records/s {:6.2} us CPU a record, {:5.1} ms a batch, slowest {:6.1} ms",
         records / begun.elapsed().as_secs_f64(),
@@ -152,10 +156,10 @@ impl ProducerContext for Unreported {
 impl Client {
     fn new(brokers: &str, topic: String) -> Self {
         let mut settings = ClientConfig::new();
-        settings
-            .set("bootstrap.servers", brokers)
-            .set("acks", "all")
-            .set("enable.idempotence", "true");
+        settings.set("bootstrap.servers", brokers);
+        settings.set("acks", "all");
+        settings.set("enable.idempotence", "true");
+        settings.set("queue.buffering.max.messages", "0");
         Self(settings.create_with_context(Unreported::default()).unwrap(), topic)
     }
 

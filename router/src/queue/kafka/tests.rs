@@ -6,8 +6,6 @@ use std::sync::mpsc::{Receiver, channel};
 use futures_lite::future::block_on;
 use rdkafka::admin::{AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 
-use rustix::process::{Signal, kill_process};
-
 use super::super::contract::{PARTITIONS, append, holds, read, text};
 use super::*;
 use crate::config::kafka::KafkaOption;
@@ -161,9 +159,9 @@ fn nothing_acknowledged_is_lost_when_brokers_are_killed(brokers: &Service) {
         let appender = scope.spawn(|| append_until(&ended, &mut appending, &to_us));
         expect(&outcomes, true, 20);
         // It has requests, and answers them when others lead its partitions.
-        kill_process(brokers.process(1), Signal::STOP).unwrap();
+        brokers.pause_node(1);
         expect(&outcomes, true, 20);
-        kill_process(brokers.process(1), Signal::CONT).unwrap();
+        brokers.resume_node(1);
         expect(&outcomes, true, 20);
         brokers.kill_node(2);
         expect(&outcomes, true, 20);
