@@ -506,3 +506,84 @@ proptest! {
         );
     }
 }
+
+/// Edges neither say nor hear these, so they have no view: to an edge they are of a kind that it does not know.
+#[test]
+fn what_the_server_api_asks_and_hears_keeps_its_bytes_and_is_passed_over_by_views() {
+    use link::query::Kind as Asked;
+    use link::query_answer::Kind as Answered;
+    let device = || link::DeviceState {
+        device: "phone".into(),
+        cursor: 9,
+        seen_at_ms: 1_790_000_000_000,
+        connected: true,
+        in_flight: 3,
+    };
+    let asked = [
+        ("edge_query_online", Asked::Online(link::OnlineQuery { devices: true })),
+        ("edge_query_inbox", Asked::Inbox(link::InboxQuery {})),
+        ("edge_query_trace", Asked::Trace(link::TraceQuery { message_id: 5 << 48 | 77 })),
+        (
+            "edge_query_disconnect",
+            Asked::Disconnect(link::DisconnectQuery {
+                device: "phone".into(),
+                reason: link::disconnect::Reason::Operator.into(),
+            }),
+        ),
+    ];
+    for (name, kind) in asked {
+        let query = link::Query { ticket: 12, user: "bob".into(), kind: Some(kind) };
+        let message = Some(link::edge_message::Message::Query(query));
+        let encoded = link::EdgeMessage { message }.encode_to_vec();
+        golden(name, &encoded);
+        let read = view::link::EdgeMessage::read(&encoded);
+        assert_eq!(read, Ok(view::link::EdgeMessage::Unknown), "{name}");
+    }
+    let connection = link::OnlineConnection {
+        device: "phone".into(),
+        edge: "edge-1".into(),
+        edge_number: 3,
+        connection: 0x0010_0000_0100_0002,
+        client_kind: "app".into(),
+        client_version: "1.2".into(),
+        connected_at_ms: 1_790_000_000_000,
+    };
+    let step = link::TraceStep {
+        kind: link::trace_step::Kind::Delivered.into(),
+        device: "phone".into(),
+        at_ms: 1_790_000_000_001,
+        edge: "edge-1".into(),
+        edge_number: 3,
+        connection: 0x0010_0000_0100_0002,
+    };
+    let trace = link::Trace {
+        message_id: 5 << 48 | 77,
+        user: "bob".into(),
+        sequence: 10,
+        offset: 77,
+        accepted_at_ms: 1_790_000_000_000,
+        held: true,
+        steps: vec![step],
+    };
+    let online = link::Online { connections: vec![connection], devices: vec![device()] };
+    let inbox = link::InboxState { floor: 3, next: 10, devices: vec![device()] };
+    let answered = [
+        ("router_answer_online", Answered::Online(online)),
+        ("router_answer_inbox", Answered::Inbox(inbox)),
+        ("router_answer_trace", Answered::Trace(trace)),
+        (
+            "router_answer_disconnected",
+            Answered::Disconnected(link::Disconnected { connections: 2 }),
+        ),
+        ("router_answer_failure", Answered::Failure(failure().unwrap_or_default())),
+    ];
+    for (name, kind) in answered {
+        let answer = link::QueryAnswer { ticket: 12, kind: Some(kind) };
+        let message = Some(link::router_message::Message::QueryAnswer(answer));
+        let encoded = link::RouterMessage { message }.encode_to_vec();
+        golden(name, &encoded);
+        let read = view::link::RouterMessage::read(&encoded);
+        assert_eq!(read, Ok(view::link::RouterMessage::Unknown), "{name}");
+        assert_eq!(view::link::connection_of(&encoded), Ok(None), "{name}");
+    }
+}

@@ -34,6 +34,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use xxhash_rust::xxh3::xxh3_64;
 
 use self::error::ApiError;
 use self::gateway::{Gateway, Place};
@@ -136,10 +137,13 @@ impl Serving {
 
 /// How the API says hello to routers: as an edge without clients.
 fn hello(links: &Links) -> Hello {
-    // The names of two routers with one long beginning may become one; then each closes the other's links.
-    let name = format!("api-{}", links.router_id);
+    let mut name = format!("api-{}", links.router_id);
+    if name.len() > limits::EDGE_ID_BYTES_MAX {
+        // Cut, two names could be one; then each would close the other's links.
+        name = format!("api-{:016x}", xxh3_64(links.router_id.as_bytes()));
+    }
     Hello {
-        edge_id: name[..name.floor_char_boundary(limits::EDGE_ID_BYTES_MAX)].to_owned(),
+        edge_id: name,
         epoch: links.epoch,
         region: String::new(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

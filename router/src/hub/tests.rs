@@ -9,6 +9,8 @@ use crate::queue::memory::MemoryLog;
 use crate::queue::{Batch, Opener as _, Queue};
 use crate::store::memory::MemoryStore;
 
+mod queries;
+
 const EDGE: EdgeId = EdgeId(0);
 const SESSION: Session = Session(1);
 
@@ -21,6 +23,7 @@ struct World {
     /// Records handed out and not appended yet.
     unwritten: VecDeque<Bytes>,
     heard: Vec<Outbound>,
+    answers: Vec<QueryAnswer>,
     receipts: Vec<Receipt>,
     checkpoints: VecDeque<Checkpoint>,
 }
@@ -47,6 +50,7 @@ impl World {
             store,
             unwritten: VecDeque::new(),
             heard: Vec::new(),
+            answers: Vec::new(),
             receipts: Vec::new(),
             checkpoints: VecDeque::new(),
         };
@@ -59,6 +63,7 @@ impl World {
         self.hub.apply(self.now, event, &mut effects);
         self.unwritten.extend(effects.append);
         self.heard.extend(effects.outbound.into_iter().map(|(_, message)| message));
+        self.answers.extend(effects.answers.into_iter().map(|(_, answer)| answer));
         self.receipts.extend(effects.receipts);
         self.checkpoints.extend(effects.checkpoint);
         if let Some(below) = effects.trim_below {

@@ -102,11 +102,15 @@ impl Router {
 
     /// The same over TCP, where the router was told to listen there too.
     pub fn tcp_edge(&self, name: &str, epoch: u64) -> Edge {
-        let mut addresses = self.listen.split(',');
-        let address = addresses.find(|address| !address.starts_with("unix:")).unwrap();
-        let stream = TcpStream::connect(address).unwrap();
+        let stream = TcpStream::connect(self.tcp_address()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         Edge { stream: Box::new(stream), received: Vec::new() }.joined(name, epoch)
+    }
+
+    /// Where it listens over TCP.
+    pub fn tcp_address(&self) -> &str {
+        let mut addresses = self.listen.split(',');
+        addresses.find(|address| !address.starts_with("unix:")).unwrap()
     }
 
     /// A new link that has said nothing.

@@ -12,6 +12,7 @@ use hawser_proto::link::{
     SendAck, query_answer,
 };
 use prost::Message as _;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -151,5 +152,46 @@ fn a_router_that_does_not_answer_leads_to_503_after_the_deadline() {
             (&result["error"]["code"], &result["error"]["retryable"]),
             (&json!("UNAVAILABLE"), &json!(true))
         );
+    }
+}
+
+/// Writes `NAME.pem`, an authority, and `NAME-router.pem` and `.key`, which it signed for 127.0.0.1.
+fn authority(folder: &Path, name: &str) {
+    let write = |file: String, text: String| std::fs::write(folder.join(file), text).unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    write(format!("{name}.pem"), authority.pem());
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    write(format!("{name}-router.pem"), params.signed_by(&key, &authority).unwrap().pem());
+    write(format!("{name}-router.key"), key.serialize_pem());
+}
+
+#[test]
+fn links_of_the_api_to_other_routers_speak_mutual_tls_and_only_to_those_they_trust() {
+    let papers = TempDir::new().unwrap();
+    authority(papers.path(), "house");
+    authority(papers.path(), "stranger");
+    let path = |name: &str| papers.path().join(name).display().to_string();
+    let (cert, key, ca) = (path("house-router.pem"), path("house-router.key"), path("house.pem"));
+    let own = ["--link-tls-cert", &cert, "--link-tls-key", &key, "--link-tls-client-ca", &ca];
+    let folder = TempDir::new().unwrap();
+    let tcp = ["--listen", "127.0.0.1:0"];
+    let there = Router::start(folder.path(), &[&own[..], &tcp].concat());
+
+    let here = TempDir::new().unwrap();
+    let stranger = path("stranger.pem");
+    for (ca, is_trusted) in [(&stranger, false), (&ca, true)] {
+        let peers = ["--api-peers", there.tcp_address(), "--api-peers-ca", ca];
+        let (_router, api) = start(here.path(), "", &[&own[..], &peers].concat());
+        let ended = there.metric("router_links_ended_total");
+        // Both say that they have every user, and the one named last is asked.
+        there.wait_until("a message is there, or the handshake is over", |there| {
+            assert_eq!(api.post("/v1/users/bob/messages", &json!({ "text": "x" })).status, 200);
+            let arrived = there.metric("router_sends_accepted_total") > 0;
+            assert!(is_trusted || !arrived, "who is not trusted is not spoken to");
+            arrived || (!is_trusted && there.metric("router_links_ended_total") > ended)
+        });
     }
 }
