@@ -79,7 +79,10 @@ impl Bench {
         println!("streams made in {:.1} s", started.elapsed().as_secs_f64());
         let context = runtime.block_on(async {
             let servers: Vec<&str> = address.split(',').collect();
-            jetstream::new(async_nats::connect(servers).await.unwrap())
+            // Beyond its bound the client would wait for answers that nobody takes yet.
+            jetstream::ContextBuilder::new()
+                .max_ack_inflight(batch_records)
+                .build(async_nats::connect(servers).await.unwrap())
         });
         let record = Bytes::from(vec![b'x'; RECORD_BYTES]);
         Self { folder, runtime, context, engine, cluster, queue, record, batch_records }
