@@ -11,6 +11,7 @@ pub mod admin;
 pub mod api;
 pub mod claims;
 pub mod config;
+mod data;
 pub mod delivery;
 pub mod edges;
 pub mod engine;
@@ -31,6 +32,7 @@ pub mod saver;
 pub mod server;
 #[cfg(test)]
 mod services;
+mod sharing;
 pub mod state;
 pub mod store;
 pub mod takeover;

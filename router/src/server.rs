@@ -5,51 +5,45 @@
 //!  links ─► owners (tasks) ─► committer (thread) ─► queue
 //!    ▲         │  ▲   └─────► saver (thread) ─────► store, and the state log where routers share an engine
 //!    └─────────┘  └──────────────┘ answers
-//!
-//!  engine ─► claims ─► keeper (task) ─► takers (threads): state log, messages log ─► Hubs for the owners
 //! ```
+//!
+//! Where several routers share an engine, `sharing` brings and takes the Hubs.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc as blocking;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ahash::AHashMap;
 use hawser_proto::link::Ownership;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::api::Api;
-use crate::claims::Ends;
 use crate::config::{Config, Listen};
+use crate::data::{Data, queue_opener};
 use crate::edges::Edges;
 use crate::engine::{Engine, EngineKind};
 use crate::health::{Health, Part};
-use crate::hub::{Effects, Event, Hub, Now};
-use crate::keeper::{Keeper, Notice, TakeRequest};
+use crate::keeper::Notice;
 use crate::limits;
 use crate::link::{Links, Reader, Writer};
 use crate::link_tls::LinkTls;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
-use crate::queue::committer::{Committer, Request, replay};
-use crate::queue::embedded::EmbeddedOpener;
-use crate::queue::{Log, Opener as _, PartitionId, Queue};
+use crate::queue::Log;
+use crate::queue::committer::{Committer, Request};
 use crate::saver::{Saver, StateLog};
+use crate::sharing::Sharing;
 use crate::store::Store;
-use crate::store::disk::{DiskStore, OpenError};
-use crate::takeover::{NotTaken, Taken, Takeover};
+use crate::store::disk::DiskStore;
 
 /// How long links and owners may take to end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the engine may take to let this router leave.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads that take partitions over: most of the time they wait for the engine.
-const TAKERS: usize = 4;
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why the router did not start.
 #[derive(Debug)]
@@ -60,7 +54,8 @@ pub enum StartError {
     Failed(String),
 }
 
-fn usage(knob: &str, problem: impl std::fmt::Display) -> StartError {
+/// A sentence about a knob.
+pub(crate) fn usage(knob: &str, problem: impl std::fmt::Display) -> StartError {
     StartError::Usage(format!("{knob}: {problem}"))
 }
 
@@ -316,116 +311,6 @@ async fn accept(
     }
 }
 
-/// The data folder, open and recovered.
-#[derive(Debug)]
-struct Data {
-    /// Held as long as the process uses the folder.
-    _lock: File,
-    store: Arc<DiskStore>,
-    /// By owner.
-    hubs: Vec<Vec<Hub>>,
-    /// Absent where it is opened later, by an engine that routers share.
-    queue: Option<OpenQueue>,
-    /// Per partition, the offset after the last record that its Hub has.
-    expected: Vec<Option<u64>>,
-}
-
-struct OpenQueue(Box<dyn Queue>);
-
-impl std::fmt::Debug for OpenQueue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OpenQueue")
-    }
-}
-
-impl Data {
-    fn open(config: &Config) -> Result<Self, StartError> {
-        let folder = &config.data_dir;
-        let shown = folder.display();
-        let problem =
-            |error: &dyn std::fmt::Display| usage("--data-dir", format!("{shown}: {error}"));
-        std::fs::create_dir_all(folder).map_err(|error| problem(&error))?;
-        let lock = File::create(folder.join("LOCK")).map_err(|error| problem(&error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(problem(&"another router uses it")),
-            Err(TryLockError::Error(error)) => return Err(problem(&error)),
-        }
-        let (place, seed) = (folder.join("store"), fastrand::u64(..));
-        let store = DiskStore::open(&place, config.partitions, seed, config.store_cache as u64)
-            .map_err(|error| match error {
-                OpenError::Partitions { stored } => usage(
-                    "--partitions",
-                    format!("{} given, but {shown} was made with {stored}", config.partitions),
-                ),
-                OpenError::Format { stored } => {
-                    problem(&format!("written in format {stored}, by another release"))
-                }
-                OpenError::Failed(error) => problem(&error),
-            })?;
-        let store = Arc::new(store);
-        if config.engine != EngineKind::Embedded {
-            let hubs = (0..owner_count(config)).map(|_| Vec::new()).collect();
-            let expected = vec![None; usize::from(config.partitions)];
-            return Ok(Self { _lock: lock, store, hubs, queue: None, expected });
-        }
-        if (0..config.partitions).any(|partition| matches!(store.place(partition), Ok(Some(_)))) {
-            return Err(problem(&"it was made with an engine that routers share (--engine)"));
-        }
-        let mut queue = queue_opener(config).open().map_err(|error| problem(&error))?;
-        let (hubs, expected) =
-            recover(config, &store, &mut *queue).map_err(|error| problem(&error))?;
-        Ok(Self { _lock: lock, store, hubs, queue: Some(OpenQueue(queue)), expected })
-    }
-}
-
-fn queue_opener(config: &Config) -> EmbeddedOpener {
-    EmbeddedOpener::new(&config.data_dir.join("queue"), config.partitions)
-}
-
-/// Builds every Hub from the store, and folds in what the log has since.
-fn recover(
-    config: &Config,
-    store: &Arc<DiskStore>,
-    queue: &mut dyn Queue,
-) -> Result<(Vec<Vec<Hub>>, Vec<Option<u64>>), String> {
-    let mut hubs: Vec<Vec<Hub>> = (0..owner_count(config)).map(|_| Vec::new()).collect();
-    let mut expected = Vec::new();
-    let mut replayed = 0_u64;
-    for partition in 0..config.partitions {
-        let store: Arc<dyn Store> = Arc::<DiskStore>::clone(store);
-        let mut hub =
-            Hub::new(partition, config.hub(), store).map_err(|error| error.to_string())?;
-        let now = Now { mono_ms: 0, unix_ms: unix_ms() };
-        let mut effects = Effects::default();
-        let from = hub.applied() + 1;
-        let next = replay(queue, partition, from, |record| {
-            hub.apply(now, Event::Replayed(record.offset, record.bytes), &mut effects);
-            replayed += 1;
-        })
-        .map_err(|error| error.to_string())?;
-        if hub.is_stalled() {
-            return Err("the store could not be read while the log was replayed".to_owned());
-        }
-        queue.skip_to(partition, next).map_err(|error| error.to_string())?;
-        expected.push(Some(next));
-        let owner = usize::from(partition) % hubs.len();
-        hubs[owner].push(hub);
-    }
-    tracing::info!(replayed, "recovered");
-    Ok((hubs, expected))
-}
-
-/// How many owners share the partitions.
-fn owner_count(config: &Config) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let wanted = match config.owners {
-        0 => (cores / 2).max(1),
-        owners => usize::from(owners),
-    };
-    wanted.min(usize::from(config.partitions))
-}
-
 /// The owners and the two threads that may block.
 struct Threads {
     ways: Ways,
@@ -499,7 +384,7 @@ impl Threads {
             owners,
             committer: thread("committer", move || committer.run(&committer_requests)),
             saver: thread("saver", move || saver.run(&save_requests)),
-            _lock: data._lock,
+            _lock: data.lock,
         }
     }
 
@@ -524,110 +409,8 @@ impl Threads {
     }
 }
 
-/// What there is where routers share an engine.
-struct Sharing {
-    stop: oneshot::Sender<()>,
-    keeper: tokio::task::JoinHandle<()>,
-    claims: tokio::task::JoinHandle<Result<(), String>>,
-}
-
-impl Sharing {
-    fn start(
-        config: &Config,
-        engine: Engine,
-        store: Arc<dyn Store>,
-        links: &Arc<Links>,
-        health: &Arc<Health>,
-        notices: mpsc::UnboundedReceiver<Notice>,
-        address: String,
-    ) -> Self {
-        let (changes, changed) = mpsc::unbounded_channel();
-        let (tell, told) = mpsc::unbounded_channel();
-        let (takers, requests) = blocking::channel();
-        let requests = Arc::new(Mutex::new(requests));
-        for _ in 0..TAKERS {
-            let taker = Taker {
-                engine: engine.clone(),
-                store: Arc::clone(&store),
-                config: config.clone(),
-                takeover: None,
-            };
-            let requests = Arc::clone(&requests);
-            drop(thread("taker", move || taker.run(&requests)));
-        }
-        let (stop, stopped) = oneshot::channel();
-        let keeper = Keeper::new(Arc::clone(links), Arc::clone(health), takers, tell);
-        let stopped = async { drop(stopped.await) };
-        let keeper = tokio::spawn(keeper.run(changed, notices, stopped));
-        let (config, health) = (config.clone(), Arc::clone(health));
-        let claims = tokio::spawn(async move {
-            engine.connect(&config, &health).await;
-            engine.claim(&config, address, Ends { changes, told }).await
-        });
-        Self { stop, keeper, claims }
-    }
-
-    /// Completes with a sentence when this router cannot take part.
-    async fn failed(&mut self) -> String {
-        match (&mut self.claims).await {
-            Ok(Ok(())) => std::future::pending().await,
-            Ok(Err(reason)) => reason,
-            Err(error) => error.to_string(),
-        }
-    }
-
-    /// Lets every partition go, saved, so that others take them over at once.
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        let leave = async {
-            let _ = self.keeper.await;
-            if !self.claims.is_finished() {
-                let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.claims).await;
-            }
-        };
-        if tokio::time::timeout(STOP_TIMEOUT, leave).await.is_err() {
-            tracing::warn!("partitions were not let go in time; their logs have everything");
-        }
-    }
-}
-
-/// A thread that takes partitions over.
-struct Taker {
-    engine: Engine,
-    store: Arc<dyn Store>,
-    config: Config,
-    takeover: Option<Takeover>,
-}
-
-impl Taker {
-    fn run(mut self, requests: &Mutex<blocking::Receiver<TakeRequest>>) {
-        loop {
-            let request = requests.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((partition, answer)) = request else { return };
-            let taken = self.take(partition);
-            if taken.is_err() {
-                self.takeover = None;
-            }
-            let _ = answer.send(taken);
-        }
-    }
-
-    fn take(&mut self, partition: PartitionId) -> Result<Taken, NotTaken> {
-        let takeover = match &mut self.takeover {
-            Some(takeover) => takeover,
-            empty => empty.insert(Takeover {
-                store: Arc::clone(&self.store),
-                messages: self.engine.opener(Log::Messages).open()?,
-                state: self.engine.opener(Log::State).open()?,
-                config: self.config.hub(),
-                router_id: self.config.router_id.clone(),
-            }),
-        };
-        takeover.take(partition, unix_ms(), fastrand::u64(..))
-    }
-}
-
-fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+/// Starts a thread with a name.
+pub(crate) fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
         Ok(handle) => handle,
         Err(error) => panic!("the kernel refuses a thread: {error}"),
@@ -642,8 +425,9 @@ fn free_bytes(folder: &Path) -> crate::queue::committer::FreeBytes {
     })
 }
 
+/// The wall clock, in milliseconds since the epoch.
 #[expect(clippy::disallowed_methods, reason = "the server is the rim")]
-fn unix_ms() -> i64 {
+pub(crate) fn unix_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_millis() as i64
 }
