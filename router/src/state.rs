@@ -138,6 +138,13 @@ pub fn opened_by(record: &[u8]) -> Option<String> {
     StateRecord::decode(record).ok()?.opened_by
 }
 
+/// The partition's seed, where the record at this offset tells it for sure: later openings do not.
+#[must_use]
+pub fn seed_of(offset: Offset, record: &[u8]) -> Option<u64> {
+    let record = StateRecord::decode(record).ok()?;
+    (offset == 1 || record.part.is_some()).then_some(record.seed)
+}
+
 /// Writes the records of one owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Writer {

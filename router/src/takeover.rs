@@ -78,7 +78,10 @@ impl Takeover {
         seed: u64,
     ) -> Result<Taken, NotTaken> {
         let known = self.store.place(partition)?;
-        if self.state.refresh(partition)? == 1 && known.is_some() {
+        let end = self.state.refresh(partition)?;
+        if let Some(known) = known
+            && (end <= known.offset || !self.is_of_store(partition, known)?)
+        {
             let text = "the data folder was made with another cluster: give another --data-dir";
             return Err(NotTaken(text.to_owned()));
         }
@@ -100,6 +103,20 @@ impl Takeover {
         let (hub, messages_next, replayed) = self.replay(hub, unix_ms)?;
         let writer = Writer { epoch, seed };
         Ok(Taken { hub, writer, state_next: epoch + 1, messages_next, replayed })
+    }
+
+    /// Whether the store may have been filled from this state log. Where another one has the same seed by its looks, the
+    /// follower finds out.
+    fn is_of_store(
+        &mut self,
+        partition: PartitionId,
+        known: StatePlace,
+    ) -> Result<bool, QueueError> {
+        let mut found = Vec::new();
+        self.state.read(partition, 1, 1, &mut found)?;
+        let first = found.first().filter(|first| first.offset <= known.offset);
+        let seed = first.and_then(|first| state::seed_of(first.offset, &first.bytes));
+        Ok(seed.is_none_or(|seed| seed == known.seed))
     }
 
     /// Brings into the store what the state log has up to this owner's opening. Answers the partition's seed.
@@ -183,4 +200,204 @@ fn append(
     let mut offsets = Vec::new();
     queue.append(&Batch { records: vec![(partition, record)], durable: true }, &mut offsets)?;
     offsets.first().copied().ok_or_else(|| QueueError("the log gave no offset".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use hawser_proto::link::Send;
+    use hawser_proto::link::edge_message::Message as Inbound;
+    use hawser_proto::link::router_message::Message as Outbound;
+
+    use super::*;
+    use crate::queue::Opener as _;
+    use crate::queue::memory::MemoryLog;
+    use crate::registry::{EdgeId, Session};
+    use crate::store::memory::MemoryStore;
+
+    const EDGE: EdgeId = EdgeId(0);
+    const NOW: Now = Now { mono_ms: 0, unix_ms: 1_000 };
+
+    /// A cluster with one partition; routers share its logs and have a store each.
+    struct World {
+        messages: MemoryLog,
+        state: MemoryLog,
+        stores: [Arc<MemoryStore>; 2],
+    }
+
+    impl World {
+        fn new() -> Self {
+            let stores = [Arc::default(), Arc::default()];
+            Self { messages: MemoryLog::new(1), state: MemoryLog::new(1), stores }
+        }
+
+        fn try_take(&mut self, router: usize) -> Result<Taken, NotTaken> {
+            let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&self.stores[router]);
+            let config = HubConfig {
+                window_messages: 4,
+                inbox_messages_max: 100,
+                inbox_age_max_ms: 1_000_000,
+                memory_bytes_max: 1_000_000,
+                record_bytes_max: usize::MAX,
+                trace_steps_max: 0,
+            };
+            Takeover {
+                store,
+                messages: self.messages.open().unwrap(),
+                state: self.state.open().unwrap(),
+                config,
+                router_id: format!("router-{router}"),
+            }
+            .take(0, NOW.unix_ms, 7 + router as u64)
+        }
+
+        fn take(&mut self, router: usize) -> Taken {
+            self.try_take(router).unwrap()
+        }
+
+        /// Sends through a Hub, durably; gives the message id.
+        fn send(&mut self, hub: &mut Hub, client_message_id: &str) -> u64 {
+            let send = Send {
+                connection: 1,
+                ticket: 1,
+                from: "alice".to_owned(),
+                to_user: "bob".to_owned(),
+                client_message_id: client_message_id.to_owned(),
+                ..Send::default()
+            };
+            let mut out = Effects::default();
+            hub.apply(NOW, Event::EdgeUp(EDGE, Session(1)), &mut out);
+            let message = Inbound::Send(send);
+            hub.apply(NOW, Event::Link { edge: EDGE, session: Session(1), message }, &mut out);
+            for record in std::mem::take(&mut out.append) {
+                let offset = append(&mut self.messages, 0, record).unwrap();
+                hub.apply(NOW, Event::Committed(offset), &mut out);
+            }
+            let acks = out.outbound.into_iter().filter_map(|(_, message)| match message {
+                Outbound::SendAck(ack) if ack.failure.is_none() => Some(ack.message_id),
+                _ => None,
+            });
+            let ids: Vec<_> = acks.collect();
+            let [id] = ids[..] else { panic!("{ids:?}") };
+            id
+        }
+
+        /// Writes a checkpoint into the state log and the store, and trims the messages log, as the saver does.
+        fn save(&mut self, router: usize, taken: &mut Taken) {
+            let mut out = Effects::default();
+            taken.hub.apply(NOW, Event::Save, &mut out);
+            let mut checkpoint = out.checkpoint.take().unwrap();
+            let Writer { epoch, seed } = taken.writer;
+            let mut offset = 0;
+            for record in taken.writer.change(&checkpoint, 10_000) {
+                offset = append(&mut self.state, 0, record).unwrap();
+            }
+            checkpoint.place = Some(StatePlace { offset, epoch, seed });
+            self.stores[router].commit(&checkpoint).unwrap();
+            taken.hub.apply(NOW, Event::Saved(Ok(())), &mut out);
+            self.messages.trim(&[(0, out.trim_below.unwrap())]).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_sent_before_is_known_to_the_next_owner_with_or_without_a_checkpoint() {
+        let mut world = World::new();
+        let mut first = world.take(0);
+        let saved = world.send(&mut first.hub, "1");
+        world.save(0, &mut first);
+        let unsaved = world.send(&mut first.hub, "2");
+        let mut second = world.take(1);
+        assert!(second.hub.epoch() > first.hub.epoch());
+        assert_eq!(second.writer.seed, first.writer.seed);
+        assert_eq!(world.send(&mut second.hub, "1"), saved);
+        assert_eq!(world.send(&mut second.hub, "2"), unsaved);
+        assert_ne!(world.send(&mut second.hub, "3"), unsaved);
+    }
+
+    #[test]
+    fn a_router_whose_disk_is_lost_reads_everything_back() {
+        let mut world = World::new();
+        let mut taken = world.take(0);
+        let saved = world.send(&mut taken.hub, "1");
+        world.save(0, &mut taken);
+        world.stores[0] = Arc::default();
+        let mut taken = world.take(0);
+        assert_eq!(world.send(&mut taken.hub, "1"), saved);
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_former_owner_does_not_count() {
+        let mut world = World::new();
+        let mut former = world.take(0);
+        let known = world.send(&mut former.hub, "1");
+        let next = world.take(1);
+        // It wakes up, and writes what it believes: a partition in which everything is forgotten.
+        let stale = Checkpoint { partition: 0, applied: 1_000, ..Checkpoint::default() };
+        for record in former.writer.change(&stale, 10_000) {
+            append(&mut world.state, 0, record).unwrap();
+        }
+        drop(next);
+        let mut third = world.take(0);
+        assert!(third.hub.applied() < 1_000);
+        assert_eq!(world.send(&mut third.hub, "1"), known);
+    }
+
+    #[test]
+    fn a_former_owner_finds_the_mark_of_the_next_in_the_log() {
+        let mut world = World::new();
+        let mut former = world.take(0).hub;
+        let applied = former.applied();
+        world.take(1);
+        let mut found = Vec::new();
+        world.messages.read(0, applied + 1, 10_000, &mut found).unwrap();
+        let mut out = Effects::default();
+        for record in found {
+            former.apply(NOW, Event::Replayed(record.offset, record.bytes), &mut out);
+        }
+        assert!(out.deposed);
+    }
+
+    #[test]
+    fn a_shortened_state_log_is_read_from_where_all_was_written() {
+        let mut world = World::new();
+        world.take(1);
+        let mut first = world.take(0);
+        let saved = world.send(&mut first.hub, "1");
+        world.save(0, &mut first);
+        let mut parts = Vec::new();
+        let mut note = |part| {
+            parts.push(part);
+            Ok(())
+        };
+        world.stores[0].dump(0, 10_000, &mut note).unwrap();
+        let applied = world.stores[0].applied(0).unwrap();
+        for record in first.writer.whole(applied, &parts) {
+            let offset = append(&mut world.state, 0, record).unwrap();
+            world.state.trim(&[(0, offset)]).unwrap();
+        }
+        // One that has followed the log up to a place that is gone, and one that has nothing.
+        let mut second = world.take(1);
+        assert_eq!(world.send(&mut second.hub, "1"), saved);
+        world.stores[0] = Arc::default();
+        let mut third = world.take(0);
+        assert_eq!(world.send(&mut third.hub, "1"), saved);
+    }
+
+    #[test]
+    fn a_store_of_another_cluster_or_engine_is_refused() {
+        let mut world = World::new();
+        let mut taken = world.take(0);
+        world.send(&mut taken.hub, "1");
+        world.save(0, &mut taken);
+        (world.messages, world.state) = (MemoryLog::new(1), MemoryLog::new(1));
+        let NotTaken(reason) = world.try_take(0).unwrap_err();
+        assert!(reason.contains("another cluster"), "{reason}");
+        world.take(1);
+        let NotTaken(reason) = world.try_take(0).unwrap_err();
+        assert!(reason.contains("data folder"), "{reason}");
+        let embedded = Checkpoint { partition: 0, applied: 5, ..Checkpoint::default() };
+        world.stores[1] = Arc::default();
+        world.stores[1].commit(&embedded).unwrap();
+        let NotTaken(reason) = world.try_take(1).unwrap_err();
+        assert!(reason.contains("embedded"), "{reason}");
+    }
 }
