@@ -272,13 +272,9 @@ mod tests {
                 let offset = append(&mut self.messages, 0, record).unwrap();
                 hub.apply(NOW, Event::Committed(offset), &mut out);
             }
-            let acks = out.outbound.into_iter().filter_map(|(_, message)| match message {
-                Outbound::SendAck(ack) if ack.failure.is_none() => Some(ack.message_id),
-                _ => None,
-            });
-            let ids: Vec<_> = acks.collect();
-            let [id] = ids[..] else { panic!("{ids:?}") };
-            id
+            let [(_, Outbound::SendAck(ack))] = &out.outbound[..] else { panic!("{out:?}") };
+            assert_eq!(ack.failure, None);
+            ack.message_id
         }
 
         /// Writes a checkpoint into the state log and the store, and trims the messages log, as the saver does.
