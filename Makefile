@@ -6,12 +6,14 @@
 #   make lint         formatting, clippy, shellcheck
 #   make bench        a short durable chat with its history checked (bench/ has the rest)
 #   make peers        other WebSocket servers beside this one: builds and measures them all, in minutes (bench/peers/)
+#   make services-up  three NATS servers, three Kafka brokers where there is Java, on free ports, for hands (services/)
+#   make services-down  ends them
 #   make conformance  the Autobahn suite against the edge, over ws and wss: RFC 6455 and RFC 7692, every case strict
 #
-# Needs: stable Rust; for test and conformance also Python 3 with venv and Node.js; for lint shellcheck; for peers what
+# Needs: stable Rust; for test also Go, Java and Maven (the real servers); for test and conformance Python 3 with venv and Node.js; for lint shellcheck; for peers what
 # bench/peers/README.md says.
 
-.PHONY: run router test lint bench peers conformance
+.PHONY: run router test lint bench peers conformance services-up services-down
 
 run:
 	@.ci/dev
@@ -35,6 +37,12 @@ bench:
 
 peers:
 	@bench/peers/run
+
+services-up:
+	@services/hands up
+
+services-down:
+	@services/hands down
 
 conformance:
 	@.ci/conformance
