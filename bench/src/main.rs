@@ -19,8 +19,10 @@ mod plot;
 mod processes;
 mod report;
 mod scenario;
+mod services;
 mod target;
 mod tls;
+mod wire;
 
 use std::process::ExitCode;
 

@@ -18,11 +18,15 @@ use crate::failure::Failure;
 use crate::front::Front;
 use crate::host;
 use crate::scenario::Stop;
+use crate::services::{Engine, Service};
 use crate::target::Target;
 use crate::tls::{Issued, TlsClients};
+use crate::wire::Wire;
 
+/// Partitions of routers that are told nothing else.
+const PARTITIONS: u16 = 64;
 /// From the start of a server to a healthy answer.
-const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at /healthz.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// For one request to /healthz.
@@ -40,8 +44,14 @@ const PORT_DRAWS_MAX: u32 = 1_000;
 /// What to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Start a router and tell the edge of it.
-    pub router: bool,
+    /// How many routers, of which each edge is told; 0: none, for edges that only echo.
+    pub routers: usize,
+    /// What keeps the messages.
+    pub engine: Engine,
+    /// Servers of an engine that routers share.
+    pub engine_nodes: usize,
+    /// Edges reach routers over wires that can be cut.
+    pub wires: bool,
     /// How many edges, at least one.
     pub edges: usize,
     /// Of each edge.
@@ -80,7 +90,11 @@ impl Plan {
 pub(crate) struct Servers {
     /// At least one.
     pub edges: Vec<Server>,
-    pub router: Option<Server>,
+    pub routers: Vec<Server>,
+    /// One a router, or none at all.
+    pub wires: Vec<Wire>,
+    /// The servers of the engine, where routers share one. After the routers, so that it goes after them.
+    pub service: Option<Service>,
     tls: Option<Arc<TlsClients>>,
     /// Type of the filesystem that holds the router's data.
     pub data_filesystem: String,
@@ -120,20 +134,36 @@ impl Servers {
                 .map_err(|error| Failure::Broken(format!("TLS: {error}")))
         });
         let tls = tls.transpose()?;
-        let mut router = None;
-        if plan.router {
+        let service = Service::start(plan.engine, plan.engine_nodes, folder.path())?;
+        let (mut routers, mut wires) = (Vec::new(), Vec::new());
+        for number in 1..=plan.routers {
             let (listen, admin) = (port()?, port()?);
-            let mut server = Server::new("hawser-router", folder.path(), listen, admin)?;
-            server.set_flag("--data-dir", folder.path().join("data").display());
-            edges.iter_mut().for_each(|edge| edge.set_flag("--router", listen));
-            server.start()?;
-            server.wait_ready(stop, |status| status == 200)?;
-            router = Some(server);
+            let mut router = Server::new("hawser-router", folder.path(), listen, admin)?;
+            let data = folder.path().join(format!("data-{number}"));
+            router.set_flag("--data-dir", data.display());
+            router.set_flag("--router-id", format_args!("router-{number}"));
+            if let Some(service) = &service {
+                router.command_line.extend(service.router_flags()?);
+            }
+            router.data = Some(data);
+            let mut place = listen;
+            if plan.wires {
+                let wire = Wire::new(listen)?;
+                place = wire.address();
+                wires.push(wire);
+            }
+            edges.iter_mut().for_each(|edge| edge.set_flag("--router", place));
+            router.start()?;
+            routers.push(router);
         }
+        for router in &mut routers {
+            router.wait_ready(stop, |status| status == 200)?;
+        }
+        wait_until_all_is_served(&routers, service.is_some(), stop)?;
         for edge in &mut edges {
             edge.start()?;
             // Without a router the edge is up but not well; for echoing that will do.
-            edge.wait_ready(stop, |status| status == 200 || !plan.router)?;
+            edge.wait_ready(stop, |status| status == 200 || plan.routers == 0)?;
         }
         let folder = if plan.keep {
             eprintln!("the servers' folder is kept: {}", folder.keep().display());
@@ -142,7 +172,7 @@ impl Servers {
             Some(folder)
         };
         let data_filesystem = host::filesystem_of(&plan.folder);
-        Ok(Self { edges, router, tls, data_filesystem, _folder: folder })
+        Ok(Self { edges, routers, wires, service, tls, data_filesystem, _folder: folder })
     }
 
     /// Where clients connect to: the edges in order.
@@ -154,13 +184,12 @@ impl Servers {
 
     /// The processes that run, the edges first.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        self.edges.iter().chain(&self.router).filter_map(Server::pid).collect()
+        self.edges.iter().chain(&self.routers).filter_map(Server::pid).collect()
     }
 
     /// Fails when a server ended that nobody killed; shows the end of its log.
     pub(crate) fn check_alive(&mut self) -> Result<(), Failure> {
-        self.edges.iter_mut().try_for_each(Server::check_alive)?;
-        self.router.as_mut().map_or(Ok(()), Server::check_alive)
+        self.edges.iter_mut().chain(&mut self.routers).try_for_each(Server::check_alive)
     }
 }
 
@@ -173,6 +202,8 @@ pub(crate) struct Server {
     listen: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
+    /// Its data folder, of a router.
+    data: Option<PathBuf>,
     child: Option<Child>,
     /// It was asked to leave.
     leaving: bool,
@@ -194,8 +225,17 @@ impl Server {
         }
         let log = folder.join(format!("{name}-{}.log", listen.port()));
         let command_line = Vec::new();
-        let mut server =
-            Self { name, program, command_line, listen, admin, log, child: None, leaving: false };
+        let mut server = Self {
+            name,
+            program,
+            command_line,
+            listen,
+            admin,
+            log,
+            data: None,
+            child: None,
+            leaving: false,
+        };
         server.set_flag("--listen", listen);
         server.set_flag("--admin", admin);
         Ok(server)
@@ -231,6 +271,27 @@ impl Server {
             // Both fail only for a process that has ended, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// Stops the process where it is, with SIGSTOP, or lets it go on.
+    pub(crate) fn set_stopped(&self, stopped: bool) {
+        let signal = if stopped { Signal::STOP } else { Signal::CONT };
+        if let Some(child) = &self.child {
+            // It can only have ended, which `check_alive` tells.
+            let _ = kill_process(Pid::from_child(child), signal);
+        }
+    }
+
+    /// Removes the data folder of a process that does not run.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(crate) fn lose_data(&self) -> io::Result<()> {
+        debug_assert!(self.child.is_none(), "{} runs", self.name);
+        match &self.data {
+            Some(data) if data.exists() => fs::remove_dir_all(data),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -324,6 +385,32 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Waits until routers that share an engine have all partitions between them.
+fn wait_until_all_is_served(routers: &[Server], shared: bool, stop: &Stop) -> Result<(), Failure> {
+    let deadline = clock::now() + READY_TIMEOUT;
+    while shared {
+        let metrics: Vec<_> = routers.iter().filter_map(|router| router.metrics().ok()).collect();
+        let of_state = |state: &str| -> f64 {
+            let all = metrics.iter().flat_map(|text| values_of(text, "router_partitions"));
+            all.filter(|(labels, _)| labels.contains(state)).map(|(_, count)| count).sum()
+        };
+        if metrics.len() == routers.len()
+            && of_state("here") > 0.0
+            && of_state("coming") + of_state("going") == 0.0
+            && of_state("here") == f64::from(PARTITIONS)
+        {
+            return Ok(());
+        }
+        if stop.is_asked() || clock::now() > deadline {
+            let here = of_state("here");
+            return Err(routers[0]
+                .broken(format_args!("and others serve {here} of {PARTITIONS} partitions")));
+        }
+        stop.pause(READY_POLL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// What `GET /metrics` says.

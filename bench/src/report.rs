@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::checker::Verdict;
 use crate::crowd::Misfit;
 use crate::host::{self, Machine};
+use crate::scenario::crash::Fault;
 
 /// Longest latency that is told apart, in microseconds: ten minutes.
 const LATENCY_US_MAX: u64 = 600_000_000;
@@ -319,12 +320,8 @@ pub(crate) struct ProcessCpu {
     pub cpu_us_per_message: f64,
 }
 
-/// How often what was killed.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Killed {
-    pub edge: u64,
-    pub router: u64,
-}
+/// How often which fault was done.
+pub(crate) type Killed = BTreeMap<Fault, u64>;
 
 /// What happened on the wire besides the messages themselves.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -32,6 +32,7 @@ use crate::front::Front;
 use crate::host;
 use crate::processes::{Plan, Servers};
 use crate::report::{Report, rounded};
+use crate::services::Engine;
 use crate::target::Target;
 
 /// Path on which an edge of ours speaks the client protocol.
@@ -185,7 +186,10 @@ impl ServerFlags {
             return Ok(Served { front, pids: self.pid.clone(), edges: 1, servers: None });
         }
         let mut plan = Plan {
-            router: true,
+            routers: 1,
+            engine: Engine::Embedded,
+            engine_nodes: 3,
+            wires: false,
             edges: 1,
             drain_window: None,
             tls_resume_percent: self.tls.then_some(self.tls_resume),

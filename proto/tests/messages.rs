@@ -252,6 +252,17 @@ fn edge_messages() -> Vec<(&'static str, link::edge_message::Message)> {
             "edge_sync",
             Message::Sync(link::Sync { connection, user: "bob".into(), after_sequence: 4 }),
         ),
+        (
+            "edge_relay",
+            Message::Relay(link::Relay {
+                connection,
+                to: "alice".into(),
+                kind: 1,
+                user: "bob".into(),
+                message_ids: vec![1, 300],
+                time_ms: 1_790_000_000_002,
+            }),
+        ),
         ("edge_heartbeat", Message::Heartbeat(link::Heartbeat { time_ms: 1_790_000_000_000 })),
     ]
 }
@@ -351,6 +362,17 @@ fn router_messages() -> Vec<(&'static str, link::router_message::Message)> {
             Message::Disconnect(link::Disconnect {
                 connection,
                 reason: link::disconnect::Reason::Replaced.into(),
+            }),
+        ),
+        (
+            "router_relay",
+            Message::Relay(link::Relay {
+                connection,
+                to: "alice".into(),
+                kind: 1,
+                user: "bob".into(),
+                message_ids: vec![1, 300],
+                time_ms: 1_790_000_000_002,
             }),
         ),
         ("router_heartbeat", Message::Heartbeat(link::Heartbeat { time_ms: 1_790_000_000_000 })),

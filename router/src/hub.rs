@@ -29,9 +29,9 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use bytes::Bytes;
-use hawser_proto::link::QueryAnswer;
 use hawser_proto::link::edge_message::Message as Inbound;
 use hawser_proto::link::router_message::Message as Outbound;
+use hawser_proto::link::{QueryAnswer, Relay};
 use prost::Message as _;
 
 use self::journal::{DeviceMark, Journal, StepKind};
@@ -104,6 +104,27 @@ pub struct Receipt {
     pub message_ids: Vec<u64>,
     /// When, in milliseconds since the epoch.
     pub time_ms: i64,
+    /// The connection that received or read them, whose edge knows the router of the sender; absent when it came from there.
+    pub via: Option<ConnectionRef>,
+}
+
+impl From<Relay> for Receipt {
+    fn from(relay: Relay) -> Self {
+        let Relay { connection: _, to, kind, user, message_ids, time_ms } = relay;
+        Self { to: to.into(), kind, user: user.into(), message_ids, time_ms, via: None }
+    }
+}
+
+impl Receipt {
+    /// Itself for an edge that says it on, where it did not come from one.
+    #[must_use]
+    pub fn into_relay(self) -> Option<(EdgeId, Outbound)> {
+        let Self { to, kind, user, message_ids, time_ms, via } = self;
+        let ConnectionRef { edge, connection } = via?;
+        let (to, user) = (to.to_string(), user.to_string());
+        let relay = Relay { connection, to, kind, user, message_ids, time_ms };
+        Some((edge, Outbound::Relay(relay)))
+    }
 }
 
 /// What a Hub wants done, in this order. The caller empties it.
@@ -348,6 +369,7 @@ impl Hub {
             Inbound::Signal(signal) => self.handle_signal(&signal, out),
             Inbound::Sync(sync) => self.handle_sync(now, edge, &sync, out),
             Inbound::Query(query) => self.handle_query(edge, &query, out),
+            Inbound::Relay(relay) => self.handle_receipt(&relay.into(), out),
             // These concern the link, not a user; the link handles them.
             Inbound::Hello(_) | Inbound::SnapshotEnd(_) | Inbound::Heartbeat(_) => {}
         }

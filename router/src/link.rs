@@ -270,6 +270,7 @@ impl Link<'_> {
                 Inbound::Ack(ack) => &ack.user,
                 Inbound::Signal(signal) => &signal.to,
                 Inbound::Sync(sync) => &sync.user,
+                Inbound::Relay(relay) => &relay.to,
                 Inbound::Query(query) => {
                     // Any Hub says that a message of no partition is not there.
                     let partition = partition_of_query(query, partitions) % partitions;

@@ -496,7 +496,8 @@ impl Owner {
         }
     }
 
-    /// Brings receipts to the partitions of the senders. Best effort: a full owner gets none.
+    /// Brings receipts to the partitions of the senders, by an edge where another router has it. Best effort: a full
+    /// owner gets none.
     fn pass_receipts(&mut self) {
         let now = self.now();
         let mut elsewhere: AHashMap<usize, Vec<Receipt>> = AHashMap::new();
@@ -504,7 +505,11 @@ impl Owner {
             let partition = partition_of(&receipt.to, self.ways.partitions);
             let owner = self.ways.owner_of(partition);
             if owner == self.index {
-                self.apply(now, partition, Event::Receipt(receipt));
+                if self.place(partition).is_some_and(|place| place.served().is_some()) {
+                    self.apply(now, partition, Event::Receipt(receipt));
+                } else {
+                    self.effects.outbound.extend(receipt.into_relay());
+                }
             } else {
                 elsewhere.entry(owner).or_default().push(receipt);
             }

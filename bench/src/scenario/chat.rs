@@ -16,6 +16,7 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::processes::Plan;
 use crate::report::{CpuClocks, Latencies, Progress, Report, rounded};
+use crate::services::EngineFlags;
 
 /// For all clients together, and the share of each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -32,6 +33,9 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pairs: PairsFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    engine: EngineFlags,
     /// Measured time
     #[arg(long, default_value = "10s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
@@ -123,7 +127,11 @@ pub(crate) fn run(args: &ChatArgs, stop: &Stop) -> Result<Outcome, Failure> {
     }
     let clients = args.pairs.clients();
     let seed = clock::random_seed();
+    let routers = args.engine.routers()?;
     let own = |plan: &mut Plan| {
+        plan.engine = args.engine.engine;
+        plan.engine_nodes = args.engine.engine_nodes as usize;
+        plan.routers = routers;
         plan.edges = args.edges as usize;
         plan.drain_window = args.drain_every.map(|_| args.drain_window);
         CLIENT_PATH

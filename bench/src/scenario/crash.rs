@@ -1,5 +1,5 @@
-//! Is anything lost when processes die? Chat, while edge and router are killed with SIGKILL at random instants and
-//! started again.
+//! Is anything lost when things break? Chat, while edges, routers and the servers of the engine are killed, stopped and
+//! cut off at random instants, and mended again.
 //!
 //! The traffic runs on this thread; the [`Killer`] has a thread of its own, which owns the servers, so that a kill
 //! waits for nothing that the traffic does. What is drawn follows from the seed; when exactly it happens, from the machine.
@@ -19,26 +19,76 @@ use crate::client::{Fleet, SUBPROTOCOL};
 use crate::clock;
 use crate::failure::Failure;
 use crate::processes::{Plan, Servers};
-use crate::report::{Killed, Progress, Report, rounded};
+use crate::report::{Killed, Latencies, Progress, Report, rounded};
+use crate::services::{Engine, EngineFlags, Service};
+use crate::wire::State;
 
-/// Longest undisturbed time before a kill.
+/// Longest undisturbed time before a fault.
 const PAUSE_BEFORE_KILL_MAX: Duration = Duration::from_millis(400);
 /// Longest time that a killed process stays away.
 const PAUSE_BEFORE_START_MAX: Duration = Duration::from_millis(150);
 /// For a message to be acknowledged again after a start.
-const RECOVERY_TIMEOUT: Duration = Duration::from_secs(20);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 const RECOVERY_POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// Of ten kills, how many wait until messages flow again; the others hit processes that are just starting.
+/// Of ten faults, how many wait until messages flow again; the others hit processes that are just starting.
 const PATIENT_OF_TEN: u8 = 8;
-/// Of ten kills, how many take both.
-const BOTH_OF_TEN: u8 = 1;
 
-/// Which process is killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-enum Victim {
-    Edge,
-    Router,
+/// What is done to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Fault {
+    /// An edge is killed, and started again.
+    EdgeKill,
+    /// A router is killed, and started again.
+    RouterKill,
+    /// An edge and a router are killed in the same instant.
+    BothKill,
+    /// An edge is stopped, and goes on.
+    EdgeStop,
+    /// A router is stopped, and goes on as if nothing had happened.
+    RouterStop,
+    /// The links to a router are closed, and new ones too for a while.
+    LinkCut,
+    /// Nothing gets through to a router for a while, and nobody is told.
+    LinkBlock,
+    /// A router is killed, and started with an empty data folder.
+    DiskLost,
+    /// A server of the engine is killed, and started again.
+    BrokerKill,
+    /// A server of the engine is stopped, and goes on.
+    BrokerStop,
+    /// All servers of the engine are killed, and started again.
+    BrokersKill,
+}
+
+impl Fault {
+    /// Of all faults that happen so many are of this kind.
+    fn weight(self) -> u32 {
+        match self {
+            Self::EdgeKill | Self::RouterKill => 8,
+            Self::RouterStop | Self::LinkCut | Self::LinkBlock | Self::DiskLost => 4,
+            Self::BothKill | Self::EdgeStop | Self::BrokerKill => 2,
+            Self::BrokerStop | Self::BrokersKill => 1,
+        }
+    }
+
+    /// Whether it needs an engine that routers share.
+    fn needs_servers(self) -> bool {
+        matches!(self, Self::DiskLost | Self::BrokerKill | Self::BrokerStop | Self::BrokersKill)
+    }
+
+    /// Longest time from the blow to the mending.
+    fn longest(self) -> Duration {
+        match self {
+            Self::EdgeKill | Self::RouterKill | Self::BothKill | Self::DiskLost => {
+                PAUSE_BEFORE_START_MAX
+            }
+            Self::LinkCut | Self::BrokerKill | Self::BrokersKill => Duration::from_secs(1),
+            Self::EdgeStop | Self::BrokerStop => Duration::from_secs(3),
+            // Longer than a lease of claims: others take over, and it wakes up.
+            Self::RouterStop | Self::LinkBlock => Duration::from_secs(8),
+        }
+    }
 }
 
 /// What a crash run does.
@@ -47,17 +97,23 @@ pub(crate) struct CrashArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pairs: PairsFlags,
-    /// How many processes are killed in all
+    #[command(flatten)]
+    #[serde(flatten)]
+    engine: EngineFlags,
+    /// Edges, behind a balancer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    edges: u32,
+    /// How many faults there are in all
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     kills: u32,
     /// Repeats the draws of an earlier run; absent: a new seed, which is printed
     #[arg(long)]
     #[serde(skip)]
     seed: Option<u64>,
-    /// Kill only this process
-    #[arg(long, value_enum)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    only: Option<Victim>,
+    /// Only faults of these kinds; absent: all that the engine has
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<Fault>,
     /// Shards of the edge; absent: its default, the cores
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,14 +140,18 @@ pub(crate) struct CrashArgs {
 /// # Errors
 /// [`Failure`] when there is nothing to report.
 pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
+    args.check()?;
     let seed = args.seed.unwrap_or_else(clock::random_seed);
     if !args.output.json {
         eprintln!("seed {seed}");
     }
     let clients = args.pairs.clients();
     let plan = Plan {
-        router: true,
-        edges: 1,
+        routers: args.engine.routers()?,
+        engine: args.engine.engine,
+        engine_nodes: args.engine.engine_nodes as usize,
+        wires: true,
+        edges: args.edges as usize,
         connections_max: 2 * clients + 64,
         drain_window: None,
         tls_resume_percent: None,
@@ -114,6 +174,7 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     report.connections = pairs.live;
     let began = clock::now();
     let until = began + args.seconds_max;
+    pairs.latencies = Some(Latencies::new());
     pairs.begin_sending(began);
     let killer = Killer::start(servers, args, seed)?;
     loop {
@@ -135,14 +196,36 @@ pub(crate) fn run(args: &CrashArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let seconds = (clock::now() - began).as_secs_f64();
     report.seconds = rounded(seconds);
     report.messages_per_second = Some(rounded(pairs.delivered as f64 / seconds));
-    report.kills = Some(killed.edge + killed.router);
+    report.kills = Some(killed.values().sum());
     report.killed = Some(killed);
 
     pairs.settle(&mut fleet, args.pairs.settled_until(stop), |now, pairs| {
         progress.show(now, || format!("settling, {} delivered", pairs.delivered));
         servers.check_alive()
     })?;
+    report.latency_ms = pairs.latencies.take().and_then(|latencies| latencies.summary());
     Ok(chat::finish(report, pairs))
+}
+
+impl CrashArgs {
+    /// The kinds of faults, all that there are when none was named.
+    fn faults(&self) -> Vec<Fault> {
+        let fits = |fault: &Fault| self.engine.engine != Engine::Embedded || !fault.needs_servers();
+        let named = Some(self.faults.clone()).filter(|faults| !faults.is_empty());
+        named.unwrap_or_else(|| Fault::value_variants().iter().copied().filter(fits).collect())
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let unfit =
+            |fault: &&Fault| self.engine.engine == Engine::Embedded && fault.needs_servers();
+        match self.faults.iter().find(unfit) {
+            Some(_) => Err(Failure::Usage(
+                "--faults: the engine embedded has no servers, and its disk is all that it has"
+                    .to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Kills and starts servers on a thread of its own. Dropping it ends that thread, and with it the servers.
@@ -163,7 +246,7 @@ impl Killer {
             kills: Arc::clone(&kills),
             killed: Killed::default(),
             kills_max: args.kills.into(),
-            only: args.only,
+            faults: args.faults(),
             random: fastrand::Rng::with_seed(seed),
         };
         let thread = std::thread::Builder::new().name("killer".to_owned()).spawn(|| run.run())?;
@@ -174,7 +257,7 @@ impl Killer {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Ends the killing; both servers run when it returns.
+    /// Ends the killing; all servers run when it returns.
     fn finish(mut self) -> Result<(Servers, Killed), Failure> {
         self.stop.ask();
         let joined = self.thread.take().map(JoinHandle::join);
@@ -203,7 +286,7 @@ struct KillerRun {
     kills: Arc<AtomicU64>,
     killed: Killed,
     kills_max: u64,
-    only: Option<Victim>,
+    faults: Vec<Fault>,
     random: fastrand::Rng,
 }
 
@@ -217,38 +300,119 @@ impl KillerRun {
             if self.stop.is_asked() {
                 break;
             }
-            let both = self.random.u8(0..10) < BOTH_OF_TEN;
-            let edge_is_next = self.random.bool();
-            let edge = self.only.map_or(edge_is_next, |only| only == Victim::Edge);
-            let room_for_both = self.killed() + 1 < self.kills_max;
-            let both = both && self.only.is_none() && room_for_both;
-            self.strike(edge || both, !edge || both)?;
+            let fault = self.draw();
+            self.strike(fault)?;
         }
         Ok((self.servers, self.killed))
     }
 
     fn killed(&self) -> u64 {
-        self.killed.edge + self.killed.router
+        self.killed.values().sum()
     }
 
-    /// Kills what is asked, waits a little, starts it again in either order.
-    fn strike(&mut self, edge: bool, router: bool) -> Result<(), Failure> {
+    fn draw(&mut self) -> Fault {
+        let all = self.faults.iter().map(|fault| fault.weight()).sum();
+        let mut left = self.random.u32(0..all);
+        let drawn = self.faults.iter().find(|fault| {
+            let here = left < fault.weight();
+            left = left.saturating_sub(fault.weight());
+            here
+        });
+        drawn.copied().unwrap_or(self.faults[0])
+    }
+
+    /// Does the harm, waits a little, mends it.
+    fn strike(&mut self, fault: Fault) -> Result<(), Failure> {
         self.servers.check_alive()?;
-        if edge {
-            self.servers.edges[0].kill();
-            self.killed.edge += 1;
-        }
-        if router && let Some(router) = &mut self.servers.router {
-            router.kill();
-            self.killed.router += 1;
-        }
+        let edge = self.random.usize(0..self.servers.edges.len());
+        let router = self.random.usize(0..self.servers.routers.len());
+        let nodes = self.servers.service.as_ref().map_or(1, Service::nodes);
+        let node = self.random.usize(1..=nodes);
+        *self.killed.entry(fault).or_default() += 1;
         self.kills.store(self.killed(), Ordering::Relaxed);
-        self.pause(PAUSE_BEFORE_START_MAX);
-        if edge {
-            self.servers.edges[0].start()?;
+        self.harm(fault, edge, router, node)?;
+        self.pause(fault.longest());
+        self.mend(fault, edge, router, node)
+    }
+
+    fn harm(
+        &mut self,
+        fault: Fault,
+        edge: usize,
+        router: usize,
+        node: usize,
+    ) -> Result<(), Failure> {
+        let servers = &mut self.servers;
+        let Servers { edges, routers, wires, service, .. } = servers;
+        match fault {
+            Fault::EdgeKill => edges[edge].kill(),
+            Fault::RouterKill => routers[router].kill(),
+            Fault::BothKill => {
+                edges[edge].kill();
+                routers[router].kill();
+            }
+            Fault::EdgeStop => edges[edge].set_stopped(true),
+            Fault::RouterStop => routers[router].set_stopped(true),
+            Fault::LinkCut => wires[router].set(State::Cut),
+            Fault::LinkBlock => wires[router].set(State::Blocked),
+            Fault::DiskLost => {
+                routers[router].kill();
+                routers[router].lose_data()?;
+            }
+            Fault::BrokerKill => service.as_ref().map_or(Ok(()), |service| service.kill(node))?,
+            Fault::BrokerStop => {
+                service.as_ref().map(|service| service.set_stopped(node, true));
+            }
+            Fault::BrokersKill => {
+                let service = service.as_ref();
+                service
+                    .map_or(Ok(()), |all| (1..=all.nodes()).try_for_each(|node| all.kill(node)))?;
+            }
         }
-        if router && let Some(router) = &mut self.servers.router {
-            router.start()?;
+        Ok(())
+    }
+
+    fn mend(
+        &mut self,
+        fault: Fault,
+        edge: usize,
+        router: usize,
+        node: usize,
+    ) -> Result<(), Failure> {
+        let Servers { edges, routers, wires, service, .. } = &mut self.servers;
+        match fault {
+            Fault::EdgeKill => edges[edge].start()?,
+            Fault::RouterKill | Fault::DiskLost => routers[router].start()?,
+            Fault::BothKill if self.random.bool() => {
+                edges[edge].start()?;
+                routers[router].start()?;
+            }
+            Fault::BothKill => {
+                routers[router].start()?;
+                edges[edge].start()?;
+            }
+            Fault::EdgeStop => edges[edge].set_stopped(false),
+            Fault::RouterStop => routers[router].set_stopped(false),
+            Fault::LinkCut | Fault::LinkBlock => wires[router].set(State::Whole),
+            Fault::BrokerKill => {
+                service.as_ref().map_or(Ok(()), |service| service.start_node(node))?
+            }
+            Fault::BrokerStop => {
+                service.as_ref().map(|service| service.set_stopped(node, false));
+            }
+            Fault::BrokersKill => {
+                // At once: no majority, no answer.
+                let Some(service) = service.as_ref() else { return Ok(()) };
+                let starting = std::thread::scope(|scope| {
+                    let start = |node| scope.spawn(move || service.start_node(node));
+                    let started: Vec<_> = (1..=service.nodes()).map(start).collect();
+                    started.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+                });
+                for started in starting {
+                    let panicked = |_| Failure::Broken("a thread panicked".to_owned());
+                    started.map_err(panicked)??;
+                }
+            }
         }
         Ok(())
     }

@@ -67,10 +67,10 @@ impl Crowded {
         let seed = clock::random_seed();
         let own = |plan: &mut Plan| {
             change(plan);
-            plan.router = flags.session == Speech::Hawser;
+            plan.routers = usize::from(flags.session == Speech::Hawser);
             // Connections that broke may not be gone yet when their successors come.
             plan.connections_max = connections as usize + connections as usize / 64 + 64;
-            if plan.router {
+            if plan.routers > 0 {
                 return CLIENT_PATH;
             }
             plan.echo_path = Some(ECHO_PATH);

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &EchoArgs, stop: &Stop) -> Result<Outcome, Failure> {
     let connections = args.connections as usize;
     let seed = clock::random_seed();
     let own = |plan: &mut Plan| {
-        plan.router = false;
+        plan.routers = 0;
         plan.connections_max += args.idle as usize + args.idle as usize / 64;
         if args.idle <= IDLE_ON_ECHO_SHARDS_MAX {
             plan.shards = plan.shards.or(Some(ECHO_SHARDS));

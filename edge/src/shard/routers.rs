@@ -4,7 +4,7 @@ use hawser_proto::client::error::Code;
 use hawser_proto::view::client::{
     Deliver, Error, Gap, Intervals, Limits, Receipt, SendAck, ServerFrame, Signal, Welcome,
 };
-use hawser_proto::view::link::{self, RouterMessage};
+use hawser_proto::view::link::{self, EdgeMessage, RouterMessage};
 
 use super::Shard;
 use crate::conn::slab::shard_of;
@@ -69,6 +69,8 @@ impl Shard {
                 }
             }
             // The uplink's, and what a later release says.
+            // Whoever has the recipient says it, and is right to: the owner of the sender is another.
+            RouterMessage::Relay(relay) => self.links.say(relay.to, &EdgeMessage::Relay(relay)),
             RouterMessage::HelloAck(_)
             | RouterMessage::Heartbeat(_)
             | RouterMessage::Ownership(_)

@@ -152,6 +152,21 @@ views! {
         /// Highest read.
         4 read_sequence: optional_uint64,
     }
+    /// See `Relay` in link.proto.
+    Relay ['a] {
+        /// Of the recipient.
+        1 connection: fixed64,
+        /// The sender of the messages.
+        2 to: string,
+        /// Delivered or read.
+        3 kind: uint32,
+        /// The recipient.
+        4 user: string,
+        /// Which messages.
+        5 message_ids: packed,
+        /// When.
+        6 time_ms: int64,
+    }
     /// See `Receipt` in link.proto.
     Receipt ['a] {
         /// To which.
@@ -290,7 +305,7 @@ direction! {
     EdgeMessage, "EdgeBatch" {
         1 Hello(Hello<'a>), 2 Register(Register<'a>), 3 SnapshotEnd(SnapshotEnd),
         4 Unregister(Unregister<'a>), 5 Send(Send<'a>), 6 Ack(Ack<'a>), 7 Signal(Signal<'a>),
-        8 Sync(Sync<'a>), 9 Heartbeat(Heartbeat),
+        8 Sync(Sync<'a>), 9 Heartbeat(Heartbeat), 11 Relay(Relay<'a>),
     }
 }
 direction! {
@@ -299,6 +314,7 @@ direction! {
         1 HelloAck(HelloAck<'a>), 2 Registered(Registered<'a>), 3 Deliver(Deliver<'a>),
         4 SendAck(SendAck<'a>), 5 Receipt(Receipt<'a>), 6 Signal(SignalOut<'a>), 7 Gap(Gap),
         8 Disconnect(Disconnect), 9 Heartbeat(Heartbeat), 10 Ownership(Encoded<'a>),
+        12 Relay(Relay<'a>),
     }
 }
 
@@ -336,7 +352,7 @@ impl<'a> Batch<'a> {
 pub fn connection_of(message: &[u8]) -> Result<Option<u64>, WireError> {
     let mut fields = Fields::new(message);
     let Some((number, value)) = fields.next_field()? else { return Ok(None) };
-    if !(2..=8).contains(&number) {
+    if !matches!(number, 2..=8 | 12) {
         return Ok(None);
     }
     let mut inner = Fields::new(value.bytes()?);

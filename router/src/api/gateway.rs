@@ -183,6 +183,7 @@ impl Gateway {
             | Outbound::Signal(_)
             | Outbound::Gap(_)
             | Outbound::Disconnect(_)
+            | Outbound::Relay(_)
             | Outbound::Heartbeat(_) => return,
         };
         let (ticket, answer) = answered;

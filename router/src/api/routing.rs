@@ -171,6 +171,7 @@ fn partition_of_message(message: &Inbound, partitions: u16) -> PartitionId {
         | Inbound::Ack(_)
         | Inbound::Signal(_)
         | Inbound::Sync(_)
+        | Inbound::Relay(_)
         | Inbound::Heartbeat(_) => 0,
     }
 }
@@ -186,6 +187,7 @@ fn set_ticket(message: &mut Inbound, ticket: u64) {
         | Inbound::Ack(_)
         | Inbound::Signal(_)
         | Inbound::Sync(_)
+        | Inbound::Relay(_)
         | Inbound::Heartbeat(_) => debug_assert!(false, "only Send and Query have an answer"),
     }
 }

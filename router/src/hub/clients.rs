@@ -180,8 +180,8 @@ impl Hub {
             }
         }
         out.counts.acknowledged += 1;
-        tell_senders(now, &user, receipt::Kind::Delivered, delivered, out);
-        tell_senders(now, &user, receipt::Kind::Read, read, out);
+        tell_senders(now, &user, connection, receipt::Kind::Delivered, delivered, out);
+        tell_senders(now, &user, connection, receipt::Kind::Read, read, out);
         self.pump(now, &user, device, out);
     }
 
@@ -312,6 +312,7 @@ fn disconnect_replaced(connection: ConnectionRef) -> (EdgeId, Outbound) {
 fn tell_senders(
     now: Now,
     user: &Arc<str>,
+    via: ConnectionRef,
     kind: receipt::Kind,
     ids: ReceiptIds,
     out: &mut Effects,
@@ -324,6 +325,7 @@ fn tell_senders(
                 user: Arc::clone(user),
                 message_ids: message_ids.to_vec(),
                 time_ms: now.unix_ms,
+                via: Some(via),
             });
         }
     }
