@@ -241,6 +241,7 @@ impl Client {
                     | RouterMessage::Disconnect(_)
                     | RouterMessage::Heartbeat(_)
                     | RouterMessage::Ownership(_)
+                    | RouterMessage::Relay(_)
                     | RouterMessage::Unknown => {}
                 }
             }
