@@ -1,4 +1,5 @@
-//! What a durable one-to-one message costs a router with the engine taken out: link, owner, Hub, committer, on a log in memory.
+//! What a durable one-to-one message costs a router with the engine taken out: link, owner, Hub, committer, on a log in memory,
+//! with a store that takes checkpoints and keeps nothing.
 //!
 //! `cargo bench -p hawser-router --bench messages -- [ROUNDS [SECONDS [PAYLOAD_BYTES]]]` runs the parts that the process runs, on one
 //! runtime thread, and a client thread that plays the edge over a Unix socket: `Send`, its `SendAck`, `Deliver` to the registered
@@ -6,11 +7,13 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hawser_proto::framing::{LENGTH_BYTES, begin_frame, finish_frame, first_frame};
 use hawser_proto::view::link::{
     Ack, Batch, EdgeMessage, Hello, Register, RouterMessage, Send, SnapshotEnd,
@@ -24,9 +27,10 @@ use hawser_router::owner::{Answer, Owner, SaveRequest, Ways};
 use hawser_router::queue::Opener as _;
 use hawser_router::queue::committer::Committer;
 use hawser_router::queue::memory::MemoryLog;
-use hawser_router::store::memory::MemoryStore;
-use hawser_router::store::{Store, StoreError};
-use rustix::thread::ClockId;
+use hawser_router::queue::{Offset, PartitionId};
+use hawser_router::record::SendKey;
+use hawser_router::store::{Accepted, Checkpoint, Dumped, StatePlace, Store, StoreError};
+use rustix::time::ClockId;
 use tokio::sync::mpsc;
 
 const PARTITIONS: u16 = 64;
@@ -59,7 +63,7 @@ fn main() {
 
 /// Starts the parts of a router; answers the edge's end of a link to them.
 fn start_router() -> UnixStream {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let store: Arc<dyn Store> = Arc::new(Nowhere);
     let config = HubConfig {
         window_messages: 64,
         inbox_messages_max: 10_000,
@@ -122,6 +126,66 @@ fn start_router() -> UnixStream {
         });
     });
     ours
+}
+
+/// A store that forgets: users of this benchmark stay in memory.
+struct Nowhere;
+
+impl Store for Nowhere {
+    fn seed(&self, _: PartitionId) -> u64 {
+        7
+    }
+
+    fn place(&self, _: PartitionId) -> Result<Option<StatePlace>, StoreError> {
+        Ok(None)
+    }
+
+    fn applied(&self, _: PartitionId) -> Result<Offset, StoreError> {
+        Ok(0)
+    }
+
+    fn inbox(&self, _: PartitionId, _: &str) -> Result<Option<Bytes>, StoreError> {
+        Ok(None)
+    }
+
+    fn users_after(&self, _: PartitionId, _: &str, _: usize) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn messages(
+        &self,
+        _: PartitionId,
+        _: &str,
+        _: Range<u64>,
+        _: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn send(&self, _: PartitionId, _: &SendKey, _: i64) -> Result<Option<Accepted>, StoreError> {
+        Ok(None)
+    }
+
+    fn commit(&self, _: &Checkpoint) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn forget_sends(&self, _: i64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn wipe(&self, _: PartitionId) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn dump(
+        &self,
+        _: PartitionId,
+        _: usize,
+        _: &mut dyn FnMut(Dumped) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// CPU time of the process but for this thread.
