@@ -36,7 +36,7 @@ use crate::link::{Links, Reader, Writer};
 use crate::link_tls::LinkTls;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
-use crate::queue::committer::{Committer, Request, replay};
+use crate::queue::committer::{self, Committer, Request, replay};
 use crate::queue::embedded::EmbeddedOpener;
 use crate::queue::{Log, Opener as _, PartitionId, Queue};
 use crate::saver::{Saver, StateLog};
@@ -479,6 +479,7 @@ impl Threads {
             free_bytes: free_bytes(&config.data_dir),
             disk_free_min: config.disk_free_min as u64,
             health: Arc::clone(health),
+            clock: Box::new(committer::now),
         };
         let saver = Saver {
             store: data.store,
@@ -487,11 +488,13 @@ impl Threads {
                 queue: None,
                 keeper,
                 tails: AHashMap::new(),
+                bytes_min: limits::STATE_BYTES_MIN,
             }),
             answers: answers.clone(),
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
             unix_ms,
+            forgot_on: 0,
         };
         Self {
             ways,
