@@ -89,7 +89,7 @@ impl Saver {
     }
 
     /// Writes all that a partition has, if one's state log has grown long.
-    fn dump_one(&mut self) {
+    pub fn dump_one(&mut self) {
         let Some(log) = &mut self.log else { return };
         let due = log.tails.iter().find(|(_, tail)| tail.is_long(log.bytes_min));
         let Some(partition) = due.map(|(partition, _)| *partition) else { return };
