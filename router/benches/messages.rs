@@ -97,6 +97,7 @@ fn start_router() -> UnixStream {
         free_bytes: Box::new(|| None),
         disk_free_min: 0,
         health: Arc::new(Health::default()),
+        clock: Box::new(now),
     };
     std::thread::spawn(move || committing.run(&requests));
     std::thread::spawn(move || {

@@ -134,7 +134,28 @@ pub struct Owner {
     saving: usize,
     /// Place of the Hub that went on last with what it had left for later.
     worked: usize,
-    started: Instant,
+    clock: Clock,
+}
+
+/// What an owner tells its Hubs the time by.
+struct Clock(Box<dyn Fn() -> Now + Send>);
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
+    fn real() -> Self {
+        let started = Instant::now();
+        Self(Box::new(move || {
+            let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let unix_ms = unix.unwrap_or_default().as_millis() as i64;
+            Now { mono_ms: started.elapsed().as_millis() as u64, unix_ms }
+        }))
+    }
 }
 
 /// What an owner has of one of its partitions.
@@ -177,7 +198,6 @@ impl Place {
 impl Owner {
     /// An owner of `hubs`: those whose partition modulo the number of owners is `index`.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
     pub fn new(index: usize, hubs: Vec<Hub>, ways: Ways) -> Self {
         let owners = ways.owners.len();
         let count = (usize::from(ways.partitions)).saturating_sub(index).div_ceil(owners);
@@ -199,8 +219,14 @@ impl Owner {
             receipts: Vec::new(),
             saving: 0,
             worked: 0,
-            started: Instant::now(),
+            clock: Clock::real(),
         }
+    }
+
+    /// The same by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Fn() -> Now + Send + 'static) -> Self {
+        Self { clock: Clock(Box::new(clock)), ..self }
     }
 
     /// Serves until it is told to stop and everything is saved.
@@ -217,7 +243,7 @@ impl Owner {
                 biased;
                 Some(answer) = answers.recv() => stopping |= self.handle_answer(answer),
                 Some(message) = inbox.recv(), if self.has_room() => self.handle(message),
-                _ = tick.tick() => self.apply_all(|| Event::Tick),
+                _ = tick.tick() => self.tick(),
                 () = tokio::task::yield_now(), if self.places.iter().any(Place::has_work) => {}
             }
             // What else has gathered meanwhile goes into the same flush.
@@ -231,11 +257,21 @@ impl Owner {
                 let Ok(message) = inbox.try_recv() else { break };
                 self.handle(message);
             }
-            self.go_on();
-            self.let_leave();
-            self.flush();
+            self.settle();
         }
         self.stop(&mut answers).await;
+    }
+
+    /// Tells Hubs the time: about ten times a second.
+    pub fn tick(&mut self) {
+        self.apply_all(|| Event::Tick);
+    }
+
+    /// Ends a turn, in which messages and answers were handled: goes on with what was left, and lets out what has gathered.
+    pub fn settle(&mut self) {
+        self.go_on();
+        self.let_leave();
+        self.flush();
     }
 
     /// Waits for what is on its way to the log, then saves every partition.
@@ -262,11 +298,14 @@ impl Owner {
         }
     }
 
-    fn has_room(&self) -> bool {
+    /// Whether it takes messages; answers it takes always.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
         self.appending_bytes < limits::APPENDING_BYTES_MAX
     }
 
-    fn handle(&mut self, message: ToOwner) {
+    /// Takes what a link, another owner or the keeper says.
+    pub fn handle(&mut self, message: ToOwner) {
         let now = self.now();
         match message {
             ToOwner::Batch(edge, session, messages) => {
@@ -348,8 +387,8 @@ impl Owner {
         (place * self.ways.owners.len() + self.index) as PartitionId
     }
 
-    /// Answers whether it is time to stop.
-    fn handle_answer(&mut self, answer: Answer) -> bool {
+    /// Takes what committer and saver answer. Tells whether it is time to stop.
+    pub fn handle_answer(&mut self, answer: Answer) -> bool {
         let now = self.now();
         match answer {
             Answer::Queue(Reply::Committed(places)) => {
@@ -521,10 +560,8 @@ impl Owner {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "an owner is the rim: it tells Hubs the time")]
     fn now(&self) -> Now {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Now { mono_ms: self.started.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as i64 }
+        (self.clock.0)()
     }
 }
 

@@ -34,48 +34,50 @@ pub struct Saver {
     pub metrics: Arc<Metrics>,
     /// The wall clock, in milliseconds since the epoch.
     pub unix_ms: fn() -> i64,
+    /// Day on which old sends were forgotten.
+    pub forgot_on: i64,
 }
 
 impl Saver {
     /// Serves requests until [`SaveRequest::Stop`], or until nobody can ask any more.
     pub fn run(mut self, requests: &Receiver<SaveRequest>) {
-        let mut forgot_on = 0;
         loop {
-            let request = match requests.recv_timeout(limits::DUMP_INTERVAL) {
-                Ok(request) => request,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.dump_one();
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            match request {
-                SaveRequest::Write(owner, mut checkpoint) => {
-                    let today = (self.unix_ms)().div_euclid(DAY_MS);
-                    let mut result = self.write(&mut checkpoint);
-                    if result.is_ok() && forgot_on != today {
-                        result = self.store.forget_sends(today);
-                        forgot_on = today;
-                    }
-                    if result.is_ok() {
-                        self.metrics.checkpoints.inc();
-                    }
-                    let problem = result.as_ref().err().map(ToString::to_string);
-                    self.health.set(Part::Store, problem);
-                    let partition = checkpoint.partition;
-                    let _ = self.answers[owner].send(Answer::Saved(partition, result));
-                    self.dump_one();
-                }
-                SaveRequest::Adopt(partition, writer, next) => {
-                    if let Some(log) = &mut self.log {
-                        log.tails.insert(partition, Tail { writer, next, ..Tail::default() });
-                    }
-                }
-                SaveRequest::LetGo(partition) => {
-                    self.log.as_mut().map(|log| log.tails.remove(&partition));
-                }
-                SaveRequest::Stop => return,
+            match requests.recv_timeout(limits::DUMP_INTERVAL) {
+                Ok(SaveRequest::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(request) => self.handle(request),
+                Err(RecvTimeoutError::Timeout) => self.dump_one(),
             }
+        }
+    }
+
+    /// Serves one request.
+    pub fn handle(&mut self, request: SaveRequest) {
+        match request {
+            SaveRequest::Write(owner, mut checkpoint) => {
+                let today = (self.unix_ms)().div_euclid(DAY_MS);
+                let mut result = self.write(&mut checkpoint);
+                if result.is_ok() && self.forgot_on != today {
+                    result = self.store.forget_sends(today);
+                    self.forgot_on = today;
+                }
+                if result.is_ok() {
+                    self.metrics.checkpoints.inc();
+                }
+                let problem = result.as_ref().err().map(ToString::to_string);
+                self.health.set(Part::Store, problem);
+                let partition = checkpoint.partition;
+                let _ = self.answers[owner].send(Answer::Saved(partition, result));
+                self.dump_one();
+            }
+            SaveRequest::Adopt(partition, writer, next) => {
+                if let Some(log) = &mut self.log {
+                    log.tails.insert(partition, Tail { writer, next, ..Tail::default() });
+                }
+            }
+            SaveRequest::LetGo(partition) => {
+                self.log.as_mut().map(|log| log.tails.remove(&partition));
+            }
+            SaveRequest::Stop => {}
         }
     }
 
@@ -87,9 +89,9 @@ impl Saver {
     }
 
     /// Writes all that a partition has, if one's state log has grown long.
-    fn dump_one(&mut self) {
+    pub fn dump_one(&mut self) {
         let Some(log) = &mut self.log else { return };
-        let due = log.tails.iter().find(|(_, tail)| tail.is_long());
+        let due = log.tails.iter().find(|(_, tail)| tail.is_long(log.bytes_min));
         let Some(partition) = due.map(|(partition, _)| *partition) else { return };
         if let Err(StoreError(error)) = log.dump(partition, &*self.store) {
             tracing::warn!(partition, error, "the state log was not shortened");
@@ -111,6 +113,8 @@ pub struct StateLog {
     pub keeper: mpsc::UnboundedSender<Notice>,
     /// By partition.
     pub tails: AHashMap<PartitionId, Tail>,
+    /// Bytes of changes, beside twice what a partition holds, after which its state log is shortened.
+    pub bytes_min: usize,
 }
 
 /// The end of one state log.
@@ -132,8 +136,8 @@ impl Default for Tail {
 }
 
 impl Tail {
-    fn is_long(&self) -> bool {
-        self.bytes > limits::STATE_BYTES_MIN + 2 * self.dump_bytes
+    fn is_long(&self, bytes_min: usize) -> bool {
+        self.bytes > bytes_min + 2 * self.dump_bytes
     }
 }
 

@@ -36,7 +36,7 @@ use crate::link_tls::LinkTls;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
 use crate::queue::Log;
-use crate::queue::committer::{Committer, Request};
+use crate::queue::committer::{self, Committer, Request};
 use crate::saver::{Saver, StateLog};
 use crate::sharing::Sharing;
 use crate::store::Store;
@@ -364,6 +364,7 @@ impl Threads {
             free_bytes: free_bytes(&config.data_dir),
             disk_free_min: config.disk_free_min as u64,
             health: Arc::clone(health),
+            clock: Box::new(committer::now),
         };
         let saver = Saver {
             store: data.store,
@@ -372,11 +373,13 @@ impl Threads {
                 queue: None,
                 keeper,
                 tails: AHashMap::new(),
+                bytes_min: limits::STATE_BYTES_MIN,
             }),
             answers: answers.clone(),
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
             unix_ms,
+            forgot_on: 0,
         };
         Self {
             ways,

@@ -34,6 +34,15 @@ pub struct Takeover {
     pub router_id: String,
 }
 
+/// A partition whose state log was opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    partition: PartitionId,
+    /// How far the store had followed before.
+    known: Option<StatePlace>,
+    epoch: Offset,
+}
+
 /// A partition that can be served.
 #[derive(Debug)]
 pub struct Taken {
@@ -77,6 +86,17 @@ impl Takeover {
         unix_ms: i64,
         seed: u64,
     ) -> Result<Taken, NotTaken> {
+        let opened = self.open(partition, seed)?;
+        self.follow(&opened)?;
+        self.mark(&opened)?;
+        self.finish(opened, unix_ms)
+    }
+
+    /// First step: opens the state log.
+    ///
+    /// # Errors
+    /// As [`Takeover::take`].
+    pub fn open(&mut self, partition: PartitionId, seed: u64) -> Result<Opened, NotTaken> {
         let known = self.store.place(partition)?;
         let end = self.state.refresh(partition)?;
         if let Some(known) = known
@@ -91,11 +111,29 @@ impl Takeover {
         }
         let opening = state::opening(&self.router_id, seed);
         let epoch = append(&mut *self.state, partition, opening)?;
-        let seed = self.follow(partition, known, epoch)?;
+        Ok(Opened { partition, known, epoch })
+    }
+
+    /// Third step: the mark in the messages log.
+    ///
+    /// # Errors
+    /// As [`Takeover::take`].
+    pub fn mark(&mut self, opened: &Opened) -> Result<(), NotTaken> {
+        let Opened { partition, epoch, .. } = *opened;
         self.messages.refresh(partition)?;
         let owner = OwnerRecord { epoch, router_id: self.router_id.clone() };
         let mark = Record::from(Kind::Owner(owner)).to_bytes();
         append(&mut *self.messages, partition, mark)?;
+        Ok(())
+    }
+
+    /// Last step: the Hub, from the store and the messages log.
+    ///
+    /// # Errors
+    /// As [`Takeover::take`].
+    pub fn finish(&mut self, opened: Opened, unix_ms: i64) -> Result<Taken, NotTaken> {
+        let Opened { partition, epoch, .. } = opened;
+        let seed = self.store.seed(partition);
         let store = Arc::clone(&self.store);
         let record_bytes_max = self.messages.record_bytes_max();
         let config = HubConfig { record_bytes_max, ..self.config.clone() };
@@ -119,13 +157,12 @@ impl Takeover {
         Ok(seed.is_none_or(|seed| seed == known.seed))
     }
 
-    /// Brings into the store what the state log has up to this owner's opening. Answers the partition's seed.
-    fn follow(
-        &mut self,
-        partition: PartitionId,
-        known: Option<StatePlace>,
-        opening: Offset,
-    ) -> Result<u64, NotTaken> {
+    /// Second step: brings into the store what the state log has up to this owner's opening.
+    ///
+    /// # Errors
+    /// As [`Takeover::take`].
+    pub fn follow(&mut self, opened: &Opened) -> Result<(), NotTaken> {
+        let Opened { partition, known, epoch: opening } = *opened;
         let mut place = known;
         let mut follower = Follower::behind(known);
         let mut found = Vec::new();
@@ -161,7 +198,7 @@ impl Takeover {
         let applied = self.store.applied(partition)?;
         let place = Some(StatePlace { offset: opening, epoch: opening, seed });
         self.store.commit(&Checkpoint { partition, applied, place, ..Checkpoint::default() })?;
-        Ok(seed)
+        Ok(())
     }
 
     /// Folds what the messages log has behind the checkpoint.

@@ -361,7 +361,9 @@ impl KillerRun {
             }
             Fault::BrokerKill => service.as_ref().map_or(Ok(()), |service| service.kill(node))?,
             Fault::BrokerStop => {
-                service.as_ref().map(|service| service.set_stopped(node, true));
+                if let Some(service) = service {
+                    service.set_stopped(node, true);
+                }
             }
             Fault::BrokersKill => {
                 let service = service.as_ref();
@@ -398,7 +400,9 @@ impl KillerRun {
                 service.as_ref().map_or(Ok(()), |service| service.start_node(node))?
             }
             Fault::BrokerStop => {
-                service.as_ref().map(|service| service.set_stopped(node, false));
+                if let Some(service) = service {
+                    service.set_stopped(node, false);
+                }
             }
             Fault::BrokersKill => {
                 // At once: no majority, no answer.

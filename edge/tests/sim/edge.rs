@@ -18,9 +18,8 @@ use hawser_proto::view::client::{SendAck, ServerFrame};
 use crate::env::Env;
 use crate::history::parse_name;
 use crate::net::{Arrival, Side, StreamId};
+use crate::router::Router;
 
-/// The one router there is.
-const ROUTER: RouterIndex = RouterIndex(0);
 /// Shards of an edge.
 pub(crate) const SHARDS: u16 = 2;
 /// `ECONNREFUSED`.
@@ -33,10 +32,17 @@ pub(crate) struct Edge {
     shards: Vec<Station>,
     mesh: Mesh,
     uplinks: Uplinks,
-    link: Option<StreamId>,
-    /// What the uplink sends and the network has not taken.
-    link_sending: Option<Vec<u8>>,
+    /// By router.
+    links: Vec<Link>,
     skew_ms: i64,
+}
+
+/// The socket of a link.
+#[derive(Default)]
+struct Link {
+    stream: Option<StreamId>,
+    /// What the uplink sends and the network has not taken.
+    sending: Option<Vec<u8>>,
 }
 
 /// One shard with its sockets, by direct descriptor.
@@ -72,7 +78,13 @@ pub(crate) fn config() -> Arc<Config> {
 
 impl Edge {
     /// An edge that has just started: every start has an epoch of its own.
-    pub(crate) fn start(env: &mut Env, name: &str, config: &Arc<Config>, skew_ms: i64) -> Self {
+    pub(crate) fn start(
+        env: &mut Env,
+        name: &str,
+        config: &Arc<Config>,
+        skew_ms: i64,
+        routers: usize,
+    ) -> Self {
         let now = env.edge_now(skew_ms);
         let station = |index| Station {
             shard: Shard::new(index, Arc::clone(config), Share::SMALL, Default::default(), now),
@@ -84,9 +96,8 @@ impl Edge {
         Self {
             shards: (0..SHARDS).map(station).collect(),
             mesh: Mesh::new(usize::from(SHARDS)).expect("eventfds for two shards"),
-            uplinks: Uplinks::new(&identity, 1, SHARDS, epoch),
-            link: None,
-            link_sending: None,
+            uplinks: Uplinks::new(&identity, routers as u8, SHARDS, epoch),
+            links: (0..routers).map(|_| Link::default()).collect(),
             skew_ms,
         }
     }
@@ -96,9 +107,9 @@ impl Edge {
         self.shards[env.rng.usize(..usize::from(SHARDS))].accepting.push_back(stream);
     }
 
-    /// The link's stream, while there is one.
-    pub(crate) fn link(&self) -> Option<StreamId> {
-        self.link
+    /// The stream of the link to a router, while there is one.
+    pub(crate) fn link(&self, router: usize) -> Option<StreamId> {
+        self.links[router].stream
     }
 
     /// The process dies: what it held is reset by its kernel.
@@ -107,20 +118,26 @@ impl Edge {
             let held = station.sockets.iter().flatten().map(|socket| socket.stream);
             held.chain(station.accepting.iter().copied())
         });
-        for stream in sockets.chain(self.link) {
+        for stream in sockets.chain(self.links.iter().filter_map(|link| link.stream)) {
             env.net.cut(&mut env.rng, stream);
         }
     }
 
-    /// Some of its cores get to run. `router` takes a new link, when there is a router.
-    pub(crate) fn turn(&mut self, env: &mut Env, router: Option<&mut Vec<StreamId>>) {
+    /// Some of its cores get to run. `routers` take new links, where there is a router.
+    pub(crate) fn turn(&mut self, env: &mut Env, routers: &mut [Option<Router>]) {
         let now = env.edge_now(self.skew_ms);
         for index in 0..self.shards.len() {
             if env.calm || env.rng.u8(..4) > 0 {
                 self.turn_shard(env, now, index);
             }
         }
-        self.turn_uplink(env, now, router);
+        for index in 0..self.links.len() {
+            self.receive(env, now, index);
+        }
+        self.uplinks.exchange(now, &self.mesh);
+        for (index, router) in routers.iter_mut().enumerate() {
+            self.send(env, now, index, router.as_mut());
+        }
     }
 
     fn turn_shard(&mut self, env: &mut Env, now: Now, index: usize) {
@@ -148,50 +165,55 @@ impl Edge {
         }
     }
 
-    fn turn_uplink(&mut self, env: &mut Env, now: Now, router: Option<&mut Vec<StreamId>>) {
-        if let Some(stream) = self.link {
-            if self.uplinks.link(ROUTER).wants_input() {
-                match env.net.read(env.ms, &mut env.rng, stream, Side::Opener) {
-                    Arrival::Nothing => {}
-                    Arrival::Bytes(bytes) => {
-                        self.uplinks.handle_received(ROUTER, now, &self.mesh, &bytes)
-                    }
-                    Arrival::End(errno) => self.uplinks.link(ROUTER).handle_closed(now, errno),
+    fn receive(&mut self, env: &mut Env, now: Now, index: usize) {
+        let (router, link) = (RouterIndex(index as u8), &mut self.links[index]);
+        let Some(stream) = link.stream else { return };
+        if self.uplinks.link(router).wants_input() {
+            match env.net.read(env.ms, &mut env.rng, stream, Side::Opener) {
+                Arrival::Nothing => {}
+                Arrival::Bytes(bytes) => {
+                    self.uplinks.handle_received(router, now, &self.mesh, &bytes);
                 }
-            }
-            if env.net.has_room(stream, Side::Opener)
-                && let Some(bytes) = self.link_sending.take()
-            {
-                env.net.write(env.ms, &mut env.rng, stream, Side::Opener, &bytes);
-                self.uplinks.link(ROUTER).handle_sent(now, &self.mesh, bytes, Ok(()));
+                Arrival::End(errno) => self.uplinks.link(router).handle_closed(now, errno),
             }
         }
-        self.uplinks.exchange(now, &self.mesh);
-        let mut connect = false;
-        while let Some(output) = self.uplinks.link(ROUTER).poll_output(now) {
-            match output {
-                UplinkOutput::Connect => connect = true,
-                UplinkOutput::Send(bytes) => self.link_sending = Some(bytes),
-                UplinkOutput::Close => self.close_link(env, now),
-            }
-        }
-        if connect {
-            self.link = router.map(|accepting| {
-                let stream = env.net.open();
-                accepting.push(stream);
-                stream
-            });
-            let result = if self.link.is_some() { Ok(()) } else { Err(REFUSED) };
-            self.uplinks.link(ROUTER).handle_connected(now, result);
+        if env.net.has_room(stream, Side::Opener)
+            && let Some(bytes) = link.sending.take()
+        {
+            env.net.write(env.ms, &mut env.rng, stream, Side::Opener, &bytes);
+            self.uplinks.link(router).handle_sent(now, &self.mesh, bytes, Ok(()));
         }
     }
 
-    fn close_link(&mut self, env: &mut Env, now: Now) {
-        if let Some(stream) = self.link.take() {
+    fn send(&mut self, env: &mut Env, now: Now, index: usize, process: Option<&mut Router>) {
+        let router = RouterIndex(index as u8);
+        let mut connect = false;
+        while let Some(output) = self.uplinks.link(router).poll_output(now) {
+            match output {
+                UplinkOutput::Connect => connect = true,
+                UplinkOutput::Send(bytes) => self.links[index].sending = Some(bytes),
+                UplinkOutput::Close => self.close_link(env, now, index),
+            }
+        }
+        if connect {
+            self.links[index].stream = process.map(|process| {
+                let stream = env.net.open();
+                process.links.accepting.push(stream);
+                stream
+            });
+            let is_connected = self.links[index].stream.is_some();
+            let result = if is_connected { Ok(()) } else { Err(REFUSED) };
+            self.uplinks.link(router).handle_connected(now, result);
+        }
+    }
+
+    fn close_link(&mut self, env: &mut Env, now: Now, index: usize) {
+        let (router, link) = (RouterIndex(index as u8), &mut self.links[index]);
+        if let Some(stream) = link.stream.take() {
             env.net.close(stream, Side::Opener);
         }
-        if let Some(bytes) = self.link_sending.take() {
-            self.uplinks.link(ROUTER).handle_sent(now, &self.mesh, bytes, Err(BROKEN_PIPE));
+        if let Some(bytes) = link.sending.take() {
+            self.uplinks.link(router).handle_sent(now, &self.mesh, bytes, Err(BROKEN_PIPE));
         }
     }
 }

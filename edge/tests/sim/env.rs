@@ -1,14 +1,18 @@
 //! What every actor of a run shares: clock, chance, network, and the record of what happened.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use fastrand::Rng;
 use hawser_edge::timer;
 use hawser_router::hub;
+use hawser_router::metrics::Metrics;
 
 use crate::history::History;
 use crate::net::Net;
 
 /// When runs begin, in milliseconds since the Unix epoch.
-const START_UNIX_MS: i64 = 1_790_000_000_000;
+pub(crate) const START_UNIX_MS: i64 = 1_790_000_000_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +30,21 @@ pub(crate) struct Env {
     traced: bool,
     /// What is wrong on purpose.
     pub(crate) sabotage: Sabotage,
+    /// The same time for those who look for themselves.
+    pub(crate) clock: Arc<AtomicU64>,
+    /// Nobody looks at it.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Routers that were started.
+    pub(crate) starts: u64,
+    /// Messages that routers have let out.
+    pub(crate) delivers: u32,
+    /// Claims that were told under false epochs.
+    pub(crate) epochs_told: u64,
+}
+
+/// The time as a Hub sees it.
+pub(crate) fn hub_now(ms: u64) -> hub::Now {
+    hub::Now { mono_ms: ms, unix_ms: START_UNIX_MS + ms as i64 }
 }
 
 /// A fault that is planted to see that it is found.
@@ -41,6 +60,14 @@ pub(crate) enum Sabotage {
     LoseDurable,
     /// The window that the router keeps is larger than the one it tells.
     WideWindow,
+    /// A takeover does not read the last change of the state log.
+    SkipLastChange,
+    /// An edge believes whoever says last that a partition is its own.
+    AnyEpoch,
+    /// The messages log is trimmed before the state log has the checkpoint.
+    TrimEarly,
+    /// Owners do not hear of what others appended.
+    IgnoreHoles,
 }
 
 impl Env {
@@ -54,6 +81,11 @@ impl Env {
             calm: false,
             traced: std::env::var_os("HAWSER_SIM_TRACE").is_some(),
             sabotage,
+            clock: Arc::default(),
+            metrics: Arc::new(Metrics::new(2)),
+            starts: 0,
+            delivers: 0,
+            epochs_told: 0,
         }
     }
 
@@ -65,7 +97,13 @@ impl Env {
 
     /// The time as the router sees it.
     pub(crate) fn router_now(&self) -> hub::Now {
-        hub::Now { mono_ms: self.ms, unix_ms: START_UNIX_MS + self.ms as i64 }
+        hub_now(self.ms)
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        self.ms += ms;
+        self.clock.store(self.ms, Ordering::Relaxed);
     }
 
     /// Tells what happens, when the run is of one seed and shall be looked at (`HAWSER_SIM_TRACE`).

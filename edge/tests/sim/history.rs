@@ -32,6 +32,12 @@ pub(crate) fn payload(name: &MessageName, to: &str, padding: usize) -> Vec<u8> {
     format!("{}/{}/{to}/{}", name.0, name.1, "x".repeat(padding)).into_bytes()
 }
 
+/// From what a message carries.
+pub(crate) fn name_of_payload(payload: &[u8]) -> Option<MessageName> {
+    let mut parts = std::str::from_utf8(payload).ok()?.split('/');
+    Some((parts.next()?.to_owned(), parts.next()?.parse().ok()?))
+}
+
 /// As a client message id.
 pub(crate) fn client_message_id(name: &MessageName) -> String {
     format!("{}/{}", name.0, name.1)

@@ -1,271 +1,386 @@
-//! One router process: its links, owners, committer and saver, on virtual time.
-//!
-//! The links stand in for `link::Links`, which needs tokio: hello, snapshot, lease, the same steps. The registry
-//! of edges and what waits to be written are the router's own.
+//! One router process on virtual time: the real owners, committer, saver and takeovers, each of which gets to run when the
+//! seed says so; around them stand-ins of what needs tokio, its links and its keeper.
 
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc as blocking;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use hawser_proto::framing::{LENGTH_BYTES, first_frame};
-use hawser_proto::link::edge_message::Message as Inbound;
-use hawser_proto::link::router_message::Message as Outbound;
-use hawser_proto::link::{EdgeBatch, Heartbeat, Hello, HelloAck};
-use hawser_proto::partition::partition_of;
-use hawser_router::edges::{Edges, Joined};
-use hawser_router::hub::HubConfig;
-use hawser_router::outgoing::Outgoing;
-use hawser_router::owner::ToOwner;
-use hawser_router::registry::{EdgeId, Session};
+use ahash::AHashMap;
+use hawser_router::claims::Change;
+use hawser_router::health::Health;
+use hawser_router::hub::{Effects, Event, Hub, HubConfig};
+use hawser_router::keeper::Notice;
+use hawser_router::owner::{Answer, Owner, SaveRequest, ToOwner, Ways};
+use hawser_router::queue::committer::{self, Committer, Progress, Reply, Request, replay};
+use hawser_router::queue::{Log, Opener as _, PartitionId, Queue};
+use hawser_router::record::{Kind, Record};
+use hawser_router::saver::{Saver, StateLog};
+use hawser_router::store::Store;
+use hawser_router::store::memory::MemoryStore;
+use hawser_router::takeover::Takeover;
 use prost::Message as _;
+use tokio::sync::mpsc;
 
-use crate::disk::{Committer, Disk, PARTITIONS};
-use crate::env::{Env, Sabotage};
-use crate::net::{Arrival, Side, StreamId};
-use crate::owner::{OWNERS, Owner};
+use crate::engine::{Engine, PARTITIONS, Part, Visitor};
+use crate::env::{Env, START_UNIX_MS, Sabotage, hub_now};
+use crate::history::{MessageName, name_of_payload};
+use crate::keeper::{Keeper, Tools};
+use crate::links::Links;
 
 /// Unacknowledged deliveries that are let out to one device.
 pub(crate) const WINDOW_MESSAGES: usize = 3;
-/// Without a frame for this long an edge is given up.
-const LEASE_MS: u64 = 1_500;
+/// Owners of a router.
+pub(crate) const OWNERS: usize = 2;
+/// How often time is told to a Hub.
+const TICK_MS: u64 = 100;
+/// When the committers' clocks begin.
+static BEGINNING: LazyLock<Instant> = LazyLock::new(committer::now);
+
+/// Where replies of a committer wait.
+type Replies = Arc<Mutex<VecDeque<(usize, Reply)>>>;
 
 /// See the module.
 pub(crate) struct Router {
-    owners: Vec<Owner>,
+    visitor: Visitor,
+    engine: Engine,
+    store: Arc<MemoryStore>,
+    config: HubConfig,
+    pub(crate) links: Links,
+    keeper: Option<Keeper>,
+    ways: Ways,
+    seats: Vec<Seat>,
     committer: Committer,
-    edges: Edges,
-    links: Vec<Link>,
-    leases: Vec<Lease>,
-    epoch: u64,
-    /// Streams that edges have opened and nobody has looked at.
-    pub(crate) accepting: Vec<StreamId>,
+    progress: Progress,
+    asked: blocking::Receiver<Request>,
+    requests: VecDeque<Request>,
+    replies: Replies,
+    saver: Saver,
+    saves_asked: blocking::Receiver<SaveRequest>,
+    saves: VecDeque<SaveRequest>,
+    notices: mpsc::UnboundedReceiver<Notice>,
 }
 
-struct Link {
-    stream: StreamId,
-    outgoing: Arc<Outgoing>,
-    input: Vec<u8>,
-    joined: Option<JoinedEdge>,
-    heard_at_ms: u64,
-    said_at_ms: u64,
+/// An owner with what waits for it.
+struct Seat {
+    owner: Owner,
+    inbox: VecDeque<ToOwner>,
+    answers: VecDeque<Answer>,
+    /// What other owners, and what the saver, say.
+    receipts: mpsc::Receiver<ToOwner>,
+    saved: mpsc::UnboundedReceiver<Answer>,
+    ticked_at_ms: u64,
+    /// Messages of each append that is not answered.
+    appending: VecDeque<Vec<MessageName>>,
 }
 
-struct JoinedEdge {
-    name: String,
-    id: EdgeId,
-    session: Session,
-    told: Vec<bool>,
-}
+/// Hubs by owner, and the offset that each partition's expects next.
+type Recovered = (Vec<Vec<Hub>>, Vec<Option<u64>>);
 
-struct Lease {
-    due_ms: u64,
-    name: String,
-    id: EdgeId,
-    session: Session,
+/// Builds every Hub, as a router does that has the log for itself.
+fn recover(
+    env: &Env,
+    queue: &mut dyn Queue,
+    store: &Arc<MemoryStore>,
+    config: &HubConfig,
+) -> Option<Recovered> {
+    let mut hubs: Vec<Vec<Hub>> = (0..OWNERS).map(|_| Vec::new()).collect();
+    let mut expected = Vec::new();
+    for partition in 0..PARTITIONS {
+        let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(store);
+        let mut hub = Hub::new(partition, config.clone(), store).ok()?;
+        let mut effects = Effects::default();
+        let next = replay(queue, partition, hub.applied() + 1, |record| {
+            let event = Event::Replayed(record.offset, record.bytes);
+            hub.apply(env.router_now(), event, &mut effects);
+        });
+        let next = next.ok()?;
+        queue.skip_to(partition, next).ok()?;
+        expected.push(Some(next));
+        hubs[usize::from(partition) % OWNERS].push(hub);
+    }
+    Some((hubs, expected))
 }
-
-/// The link has to end.
-struct Ended;
 
 impl Router {
-    /// A router that has read its disk.
-    pub(crate) fn start(env: &mut Env, disk: &Disk) -> Self {
+    /// A router that has started. `None`: it could not read its log.
+    pub(crate) fn start(
+        env: &mut Env,
+        engine: &Engine,
+        store: &Arc<MemoryStore>,
+        index: usize,
+        is_sole: bool,
+    ) -> Option<Self> {
+        env.starts += 1;
+        let visitor = Visitor { router: index, start: env.starts, part: Part::Committer };
         let wide = env.sabotage == Sabotage::WideWindow;
         let config = HubConfig {
             window_messages: if wide { WINDOW_MESSAGES + 1 } else { WINDOW_MESSAGES },
             inbox_messages_max: 10_000,
             inbox_age_max_ms: 3_600_000,
-            memory_bytes_max: if env.rng.bool() { 2_000 } else { 1_000_000 },
+            memory_bytes_max: [700, 2_000, 1_000_000][env.rng.usize(..3)],
             record_bytes_max: usize::MAX,
             trace_steps_max: 0,
         };
-        let (hubs, committer) = disk.recover(env, &config);
-        let owners = hubs.into_iter().enumerate().map(|(index, hubs)| Owner::new(index, hubs));
-        Self {
-            owners: owners.collect(),
-            committer,
-            edges: Edges::default(),
-            links: Vec::new(),
-            leases: Vec::new(),
-            epoch: env.rng.u64(1..),
-            accepting: Vec::new(),
+        let mut opener = engine.opener(Log::Messages, visitor);
+        let mut hubs: Vec<Vec<Hub>> = (0..OWNERS).map(|_| Vec::new()).collect();
+        let (mut queue, mut expected) = (None, vec![None; usize::from(PARTITIONS)]);
+        if is_sole {
+            let mut open = opener.open().ok()?;
+            (hubs, expected) = recover(env, &mut *open, store, &config)?;
+            queue = Some(open);
         }
+        let metrics = Arc::clone(&env.metrics);
+        let health = Arc::new(Health::default());
+        let (to_committer, asked) = blocking::channel();
+        let (to_saver, saves_asked) = blocking::channel();
+        let (to_keeper, notices) = mpsc::unbounded_channel();
+        let (to_owners, receipts): (Vec<_>, Vec<_>) =
+            (0..OWNERS).map(|_| mpsc::channel(64)).unzip();
+        let (answers, saved): (Vec<_>, Vec<_>) =
+            (0..OWNERS).map(|_| mpsc::unbounded_channel()).unzip();
+        let ways = Ways {
+            owners: to_owners,
+            committer: to_committer,
+            saver: to_saver,
+            keeper: to_keeper.clone(),
+            metrics: Arc::clone(&metrics),
+            partitions: PARTITIONS,
+        };
+        let seat = |(index, (hubs, (receipts, saved)))| {
+            let clock = Arc::clone(&env.clock);
+            let now = move || hub_now(clock.load(Ordering::Relaxed));
+            Seat {
+                owner: Owner::new(index, hubs, ways.clone()).with_clock(now),
+                inbox: VecDeque::new(),
+                answers: VecDeque::new(),
+                receipts,
+                saved,
+                ticked_at_ms: 0,
+                appending: VecDeque::new(),
+            }
+        };
+        let seats =
+            hubs.into_iter().zip(receipts.into_iter().zip(saved)).enumerate().map(seat).collect();
+        let replies = Replies::default();
+        let (waiting, clock) = (Arc::clone(&replies), Arc::clone(&env.clock));
+        let committer = Committer {
+            opener: Box::new(opener),
+            queue,
+            expected,
+            owners: OWNERS,
+            replies: Box::new(move |owner, reply| {
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.push_back((owner, reply));
+            }),
+            free_bytes: Box::new(|| None),
+            disk_free_min: 0,
+            health: Arc::clone(&health),
+            clock: Box::new(move || {
+                *BEGINNING + Duration::from_millis(clock.load(Ordering::Relaxed))
+            }),
+        };
+        let saving = Visitor { part: Part::Saver, ..visitor };
+        let state_log = || StateLog {
+            opener: Box::new(engine.opener(Log::State, saving)),
+            queue: None,
+            keeper: to_keeper,
+            tails: AHashMap::new(),
+            bytes_min: [200, 3_000, 1_000_000][env.rng.usize(..3)],
+        };
+        let saver = Saver {
+            store: Arc::<MemoryStore>::clone(store),
+            log: (!is_sole).then(state_log),
+            answers,
+            health,
+            metrics,
+            unix_ms: || START_UNIX_MS,
+            forgot_on: 0,
+        };
+        Some(Self {
+            visitor,
+            engine: engine.clone(),
+            store: Arc::clone(store),
+            config,
+            links: Links::new(env, format!("router-{index}"), is_sole),
+            keeper: (!is_sole).then(Keeper::new),
+            ways,
+            seats,
+            committer,
+            progress: Progress::default(),
+            asked,
+            requests: VecDeque::new(),
+            replies,
+            saver,
+            saves_asked,
+            saves: VecDeque::new(),
+            notices,
+        })
     }
 
     /// The process dies. What its threads were about to write is written or not.
-    pub(crate) fn die(mut self, env: &mut Env, disk: &mut Disk) {
-        for stream in self.links.iter().map(|link| link.stream).chain(self.accepting.drain(..)) {
-            env.net.cut(&mut env.rng, stream);
+    pub(crate) fn die(mut self, env: &mut Env) {
+        self.links.die(env);
+        self.gather(env.sabotage);
+        while env.rng.bool() && !self.requests.is_empty() {
+            self.commit(env);
         }
-        while env.rng.bool() && !self.committer.requests.is_empty() {
-            let _ = self.committer.turn(env, disk);
+        if env.rng.bool() {
+            self.save();
         }
-        disk.crash(env);
+        if self.keeper.is_none() {
+            self.engine.crash();
+        }
     }
 
-    /// Some of its tasks get to run.
-    pub(crate) fn turn(&mut self, env: &mut Env, disk: &mut Disk) {
-        for stream in self.accepting.drain(..) {
-            self.links.push(Link {
-                stream,
-                outgoing: Arc::default(),
-                input: Vec::new(),
-                joined: None,
-                heard_at_ms: env.ms,
-                said_at_ms: env.ms,
-            });
+    /// What claims decide.
+    pub(crate) fn change(&mut self, change: Change) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.changes.push(change);
         }
-        for mut link in std::mem::take(&mut self.links) {
-            match self.serve(env, &mut link) {
-                Ok(()) => self.links.push(link),
-                Err(Ended) => self.end(env, link),
+    }
+
+    /// Partitions that were let go since it was asked last.
+    pub(crate) fn take_released(&mut self) -> Vec<PartitionId> {
+        self.keeper.as_mut().map_or_else(Vec::new, |keeper| std::mem::take(&mut keeper.released))
+    }
+
+    /// Whether it neither serves nor does anything about a partition.
+    pub(crate) fn is_absent(&self, partition: PartitionId) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.is_absent(partition))
+    }
+
+    /// Some of its tasks and threads get to run.
+    pub(crate) fn turn(&mut self, env: &mut Env) {
+        self.links.read(env);
+        for (owner, message) in self.links.told.drain(..) {
+            self.seats[owner].inbox.push_back(message);
+        }
+        self.keep(env);
+        self.gather(env.sabotage);
+        if env.calm || env.rng.u8(..3) > 0 {
+            self.commit(env);
+        }
+        if env.rng.u8(..3) == 0 {
+            self.save();
+        }
+        for seat in &mut self.seats {
+            seat.turn(env);
+        }
+        self.gather(env.sabotage);
+        self.links.write(env);
+    }
+
+    fn keep(&mut self, env: &mut Env) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let notices = std::iter::from_fn(|| self.notices.try_recv().ok()).collect();
+        let Self { engine, store, config, visitor, seats, ways, .. } = self;
+        let visitor = Visitor { part: Part::Taker, ..*visitor };
+        let mut takeover = || {
+            Ok(Takeover {
+                store: Arc::<MemoryStore>::clone(store),
+                messages: engine.opener(Log::Messages, visitor).open()?,
+                state: engine.opener(Log::State, visitor).open()?,
+                config: config.clone(),
+                router_id: format!("router-{}", visitor.router),
+            })
+        };
+        let mut tell = |partition: PartitionId, message| {
+            seats[usize::from(partition) % OWNERS].inbox.push_back(message);
+        };
+        let mut tools = Tools { ways, takeover: &mut takeover, tell: &mut tell };
+        keeper.turn(env, &mut tools, notices);
+        let claims = keeper.claims();
+        self.links.announce(env, claims);
+    }
+
+    /// Takes in what owners and keeper have asked of the threads.
+    fn gather(&mut self, sabotage: Sabotage) {
+        while let Ok(request) = self.asked.try_recv() {
+            if let Request::Append { owner, records, .. } = &request {
+                let names = records.iter().filter_map(|(_, bytes)| {
+                    match Record::decode(&bytes[..]).ok()?.kind? {
+                        Kind::Message(message) => name_of_payload(&message.payload),
+                        Kind::Cursor(_) | Kind::Owner(_) => None,
+                    }
+                });
+                let names = names.collect();
+                self.seats[*owner].appending.push_back(names);
             }
+            self.requests.push_back(request);
         }
-        self.expire_leases(env.ms);
-        for (owner, answer) in self.committer.turn(env, disk) {
-            self.owners[owner].answers.push_back(answer);
-        }
-        for index in 0..OWNERS {
-            let receipts = self.owners[index].turn(env, &mut self.committer);
-            if !receipts.is_empty() {
-                self.owners[(index + 1) % OWNERS].inbox.push_back(ToOwner::Receipts(receipts));
+        while let Ok(request) = self.saves_asked.try_recv() {
+            if let SaveRequest::Write(_, checkpoint) = &request
+                && sabotage == Sabotage::TrimEarly
+            {
+                self.requests
+                    .push_back(Request::Trim(checkpoint.partition, checkpoint.applied + 1));
             }
-        }
-        for link in &mut self.links {
-            link.write(env);
+            self.saves.push_back(request);
         }
     }
 
-    fn tell_owners(&mut self, message: impl Fn() -> ToOwner) {
-        self.owners.iter_mut().for_each(|owner| owner.inbox.push_back(message()));
-    }
-
-    fn serve(&mut self, env: &mut Env, link: &mut Link) -> Result<(), Ended> {
-        match env.net.read(env.ms, &mut env.rng, link.stream, Side::Acceptor) {
-            Arrival::Nothing => {}
-            Arrival::Bytes(bytes) => link.input.extend(bytes),
-            Arrival::End(_) => return Err(Ended),
-        }
-        while let Some(body) = first_frame(&link.input).expect("our own edge") {
-            let batch = EdgeBatch::decode(body).expect("our own edge");
-            let taken = LENGTH_BYTES + body.len();
-            link.input.drain(..taken);
-            link.heard_at_ms = env.ms;
-            let messages = batch.messages.into_iter().filter_map(|message| message.message);
-            self.handle(link, messages);
-        }
-        if link.outgoing.is_closed() || env.ms >= link.heard_at_ms + LEASE_MS {
-            return Err(Ended);
-        }
-        if env.ms >= link.said_at_ms + LEASE_MS / 3 {
-            link.said_at_ms = env.ms;
-            link.send(Outbound::Heartbeat(Heartbeat { time_ms: env.router_now().unix_ms }));
-        }
-        Ok(())
-    }
-
-    fn handle(&mut self, link: &mut Link, messages: impl Iterator<Item = Inbound>) {
-        let mut sorted: Vec<Vec<_>> = vec![Vec::new(); OWNERS];
-        let mut is_told = false;
-        for message in messages {
-            let user = match &message {
-                Inbound::Hello(hello) => {
-                    self.join(link, hello);
-                    continue;
+    fn commit(&mut self, env: &mut Env) {
+        let mut count = env.rng.usize(..=self.requests.len());
+        let requests = &mut self.requests;
+        let mut some = std::iter::from_fn(|| {
+            count = count.checked_sub(1)?;
+            requests.pop_front()
+        });
+        self.committer.turn(&mut self.progress, &mut some);
+        let replies =
+            std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner));
+        for (owner, reply) in replies {
+            let seat = &mut self.seats[owner];
+            match &reply {
+                Reply::Committed(_) => drop(seat.appending.pop_front()),
+                Reply::Refused(..) => {
+                    for name in seat.appending.pop_front().into_iter().flatten() {
+                        env.history.note_failed(&name);
+                    }
                 }
-                Inbound::SnapshotEnd(end) => {
-                    is_told |= link.note_told(end.shard);
-                    continue;
-                }
-                Inbound::Heartbeat(_) => continue,
-                Inbound::Register(register) => &register.user,
-                Inbound::Unregister(unregister) => &unregister.user,
-                Inbound::Send(send) => &send.to_user,
-                Inbound::Ack(ack) => &ack.user,
-                Inbound::Signal(signal) => &signal.to,
-                Inbound::Sync(sync) => &sync.user,
-                Inbound::Query(query) => &query.user,
-            };
-            let partition = partition_of(user, PARTITIONS);
-            sorted[usize::from(partition) % OWNERS].push((partition, message));
-        }
-        let joined = link.joined.as_ref().expect("a link begins with Hello");
-        let (id, session) = (joined.id, joined.session);
-        for (owner, batch) in self.owners.iter_mut().zip(sorted) {
-            if !batch.is_empty() {
-                owner.inbox.push_back(ToOwner::Batch(id, session, batch));
+                Reply::Replayed(_) if env.sabotage == Sabotage::IgnoreHoles => continue,
+                Reply::Replayed(_) => {}
             }
-        }
-        if is_told {
-            self.tell_owners(|| ToOwner::EdgeTold(id, session));
+            seat.answers.push_back(Answer::Queue(reply));
         }
     }
 
-    fn join(&mut self, link: &mut Link, hello: &Hello) {
-        let joined = self.edges.join(&hello.edge_id, hello.epoch, &link.outgoing);
-        let Joined { id, session, gone } = joined.expect("two edges are not too many");
-        link.send(Outbound::HelloAck(HelloAck {
-            router_id: "router".to_owned(),
-            epoch: self.epoch,
-            protocol: 1,
-            lease_ms: LEASE_MS as u32,
-            window_messages: WINDOW_MESSAGES as u32,
-            ..HelloAck::default()
-        }));
-        if let Some(gone) = gone {
-            self.tell_owners(|| ToOwner::EdgeGone(gone, Session(u32::MAX)));
+    /// The saver serves what was asked first.
+    fn save(&mut self) {
+        match self.saves.pop_front() {
+            Some(request) => {
+                self.saver.handle(request);
+            }
+            None => self.saver.dump_one(),
         }
-        let outgoing = &link.outgoing;
-        self.tell_owners(|| ToOwner::EdgeUp(id, session, Arc::clone(outgoing)));
-        let (name, told) = (hello.edge_id.clone(), vec![false; hello.shards as usize]);
-        link.joined = Some(JoinedEdge { name, id, session, told });
-    }
-
-    fn end(&mut self, env: &mut Env, mut link: Link) {
-        env.net.close(link.stream, Side::Acceptor);
-        link.outgoing.close();
-        let Some(JoinedEdge { name, id, session, .. }) = link.joined.take() else { return };
-        let is_last = self.edges.leave(&name, id, session);
-        self.tell_owners(|| ToOwner::EdgeDown(id, session));
-        if is_last {
-            self.leases.push(Lease { due_ms: link.heard_at_ms + LEASE_MS, name, id, session });
-        }
-    }
-
-    fn expire_leases(&mut self, ms: u64) {
-        let (due, left) =
-            std::mem::take(&mut self.leases).into_iter().partition(|lease| lease.due_ms <= ms);
-        self.leases = left;
-        let due: Vec<Lease> = due;
-        for Lease { name, id, session, .. } in due {
-            if self.edges.expire(&name, id, session) {
-                self.tell_owners(|| ToOwner::EdgeGone(id, session));
+        for seat in &mut self.seats {
+            while let Ok(answer) = seat.saved.try_recv() {
+                seat.answers.push_back(answer);
             }
         }
     }
 }
 
-impl Link {
-    fn note_told(&mut self, shard: u32) -> bool {
-        let told = self.joined.as_mut().map(|joined| &mut joined.told).expect("after Hello");
-        told[shard as usize] = true;
-        told.iter().all(|told| *told)
-    }
-
-    fn send(&self, message: Outbound) {
-        self.outgoing.push_all([message]).expect("far from the bound");
-    }
-
-    /// Writes what has gathered.
-    fn write(&mut self, env: &mut Env) {
-        if !env.net.has_room(self.stream, Side::Acceptor) {
-            return;
+impl Seat {
+    /// The owner handles some of what waits.
+    fn turn(&mut self, env: &mut Env) {
+        while let Ok(message) = self.receipts.try_recv() {
+            self.inbox.push_back(message);
         }
-        let mut bytes = Vec::new();
-        let mut context = Context::from_waker(Waker::noop());
-        let taken = pin!(self.outgoing.take(&mut bytes)).poll(&mut context);
-        if taken == Poll::Ready(()) {
-            env.net.write(env.ms, &mut env.rng, self.stream, Side::Acceptor, &bytes);
+        for _ in 0..env.rng.usize(..=self.answers.len()) {
+            let Some(answer) = self.answers.pop_front() else { break };
+            self.owner.handle_answer(answer);
         }
+        for _ in 0..env.rng.usize(..=self.inbox.len()) {
+            let Some(message) = self.inbox.pop_front() else { break };
+            self.owner.handle(message);
+        }
+        if env.ms >= self.ticked_at_ms + TICK_MS {
+            self.ticked_at_ms = env.ms;
+            self.owner.tick();
+        }
+        self.owner.settle();
     }
 }

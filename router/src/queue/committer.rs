@@ -57,6 +57,9 @@ pub enum Reply {
 /// Where replies go: owner, reply. Must not block.
 pub type Replies = Box<dyn FnMut(usize, Reply) + Send>;
 
+/// What time it is.
+pub type Clock = Box<dyn Fn() -> Instant + Send>;
+
 /// Free bytes of the disk that the log is on; `None` where that cannot be told.
 pub type FreeBytes = Box<dyn FnMut() -> Option<u64> + Send>;
 
@@ -78,6 +81,8 @@ pub struct Committer {
     pub disk_free_min: u64,
     /// Told what is wrong.
     pub health: Arc<Health>,
+    /// By which it waits.
+    pub clock: Clock,
 }
 
 impl std::fmt::Debug for Committer {
@@ -89,50 +94,53 @@ impl std::fmt::Debug for Committer {
 impl Committer {
     /// Serves requests until [`Request::Stop`], or until nobody can ask any more.
     pub fn run(mut self, requests: &Receiver<Request>) {
-        let mut round = Round::default();
-        let mut backoff = Backoff::default();
-        let mut space = Space::default();
-        let mut watch = Watch::default();
-        loop {
+        let mut progress = Progress::default();
+        while !progress.round.stop {
             let wait = match &self.queue {
-                None => Some(backoff.remaining(now())),
+                None => Some(progress.backoff.remaining((self.clock)())),
                 Some(queue) if !queue.is_fenced() => Some(limits::WATCH_INTERVAL),
                 // The health check shall know when there is room again, also when nobody sends.
-                Some(_) => space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL),
+                Some(_) => progress.space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL),
             };
             let first = match wait {
                 None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => requests.recv_timeout(wait),
             };
-            match first {
-                Ok(request) => {
-                    round.add(request);
-                    while !round.is_full() {
-                        let Ok(request) = requests.try_recv() else { break };
-                        round.add(request);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let _ = self.check_space(&mut space);
-                }
+            let first = match first {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
-            if self.queue.is_none() && backoff.remaining(now()).is_zero() {
-                self.reopen(&mut backoff);
-            }
-            self.watch(&mut watch, &mut backoff);
-            self.serve(&mut round, &mut space, &mut backoff);
-            if round.stop {
-                return;
-            }
+            };
+            let rest = first.is_some().then(|| requests.try_iter());
+            self.turn(&mut progress, &mut first.into_iter().chain(rest.into_iter().flatten()));
         }
+    }
+
+    /// One round: serves some of the requests, oldest first, and does what is due by the clock.
+    pub fn turn(&mut self, progress: &mut Progress, requests: &mut dyn Iterator<Item = Request>) {
+        let Progress { round, backoff, space, watch } = progress;
+        let mut is_idle = true;
+        while !round.is_full()
+            && let Some(request) = requests.next()
+        {
+            round.add(request);
+            is_idle = false;
+        }
+        if is_idle {
+            let _ = self.check_space(space);
+        }
+        if self.queue.is_none() && backoff.remaining((self.clock)()).is_zero() {
+            self.reopen(backoff);
+        }
+        self.watch(watch, backoff);
+        self.serve(round, space, backoff);
     }
 
     fn serve(&mut self, round: &mut Round, space: &mut Space, backoff: &mut Backoff) {
         for (partition, expected) in round.moves.drain(..) {
             if let Err(error) = self.move_partition(partition, expected) {
                 self.break_queue(&error.0);
-                backoff.ensure_started(now());
+                backoff.ensure_started((self.clock)());
             }
         }
         if !round.batch.records.is_empty() {
@@ -142,7 +150,7 @@ impl Committer {
                 Err(reason) => self.answer_refused(round, &reason),
             }
             if self.queue.is_none() {
-                backoff.ensure_started(now());
+                backoff.ensure_started((self.clock)());
             }
         }
         if !round.trims.is_empty() {
@@ -151,7 +159,7 @@ impl Committer {
             {
                 tracing::warn!(%error, "the log was not trimmed");
                 self.break_queue(&error.0);
-                backoff.ensure_started(now());
+                backoff.ensure_started((self.clock)());
             }
             round.trims.clear();
         }
@@ -168,7 +176,9 @@ impl Committer {
 
     /// Looks whether others appended, where the engine lets them: at a few partitions each time.
     fn watch(&mut self, watch: &mut Watch, backoff: &mut Backoff) {
-        if self.queue.as_ref().is_none_or(|queue| queue.is_fenced()) || !watch.is_due(now()) {
+        if self.queue.as_ref().is_none_or(|queue| queue.is_fenced())
+            || !watch.is_due((self.clock)())
+        {
             return;
         }
         let served = |at: &usize| self.expected.get(*at).is_some_and(Option::is_some);
@@ -179,14 +189,14 @@ impl Committer {
             watch.next = place + 1;
             if let Err(error) = self.catch_up(place as PartitionId, Offset::MAX) {
                 self.break_queue(&error.0);
-                backoff.ensure_started(now());
+                backoff.ensure_started((self.clock)());
                 return;
             }
         }
     }
 
     fn check_space(&mut self, space: &mut Space) -> Result<(), String> {
-        let enough = space.check(now(), &mut self.free_bytes, self.disk_free_min);
+        let enough = space.check((self.clock)(), &mut self.free_bytes, self.disk_free_min);
         self.health.set(Part::Disk, enough.clone().err());
         enough
     }
@@ -242,7 +252,7 @@ impl Committer {
             }
             Err(error) => {
                 self.break_queue(&error.0);
-                backoff.note_failure(now());
+                backoff.note_failure((self.clock)());
                 tracing::debug!(%error, "the queue could not be opened");
             }
         }
@@ -314,6 +324,21 @@ pub fn replay(
         let Some(last) = found.last() else { return Ok(from) };
         from = last.offset + 1;
         found.drain(..).for_each(&mut each);
+    }
+}
+
+/// What a committer goes by from round to round.
+#[derive(Default)]
+pub struct Progress {
+    round: Round,
+    backoff: Backoff,
+    space: Space,
+    watch: Watch,
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
     }
 }
 
@@ -437,7 +462,9 @@ impl Space {
     clippy::disallowed_methods,
     reason = "the committer thread is the rim: it waits by the clock"
 )]
-fn now() -> Instant {
+/// The clock of a committer in a thread.
+#[must_use]
+pub fn now() -> Instant {
     Instant::now()
 }
 
@@ -479,6 +506,7 @@ mod tests {
                 free_bytes: Box::new(move || Some(free_bytes.load(Ordering::Relaxed))),
                 disk_free_min: 100,
                 health: Arc::clone(&health),
+                clock: Box::new(now),
             };
             let thread = std::thread::spawn(move || committer.run(&from_us));
             let (requests, thread) = (Some(requests), Some(thread));
