@@ -1,5 +1,6 @@
 //! Servers of the engines that routers share, started and stopped by the project's own scripts in `services/`.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -139,8 +140,10 @@ impl Service {
     }
 
     fn run(&self, verb: &str, options: &[&str]) -> Result<(), Failure> {
-        let output =
-            Command::new(&self.script).arg(verb).arg(&self.folder).args(options).output()?;
+        let mut command = Command::new(&self.script);
+        // Ctrl-C on the terminal is for the bench alone, as with its other servers.
+        command.arg(verb).arg(&self.folder).args(options).process_group(0);
+        let output = command.output()?;
         if output.status.success() {
             return Ok(());
         }
