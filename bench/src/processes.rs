@@ -20,7 +20,7 @@ use crate::front::Front;
 use crate::host;
 use crate::scenario::Stop;
 use crate::services::{Engine, Service};
-use crate::stepped::SteppedClock;
+use crate::stepped::{self, SteppedClock};
 use crate::target::Target;
 use crate::tls::{Issued, TlsClients};
 use crate::wire::Wire;
@@ -182,7 +182,9 @@ impl Servers {
         for router in &mut routers {
             router.wait_ready(stop, |status| status == 200)?;
         }
-        wait_until_all_is_served(&routers, service.is_some(), stop)?;
+        if service.is_some() {
+            wait_until_all_is_served(&routers, stop)?;
+        }
         for edge in &mut edges {
             edge.start()?;
             // Without a router the edge is up but not well; for echoing that will do.
@@ -233,6 +235,7 @@ pub(crate) struct Server {
     name: &'static str,
     program: PathBuf,
     command_line: Vec<String>,
+    /// Of a process with a stepped clock; else empty.
     environment: Vec<(&'static str, String)>,
     listen: SocketAddr,
     admin: SocketAddr,
@@ -308,6 +311,9 @@ impl Server {
             // Both fail only for a process that has ended, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
+            if !self.environment.is_empty() {
+                stepped::clean_up_after(child.id());
+            }
         }
     }
 
@@ -425,9 +431,9 @@ impl Drop for Server {
 }
 
 /// Waits until routers that share an engine have all partitions between them.
-fn wait_until_all_is_served(routers: &[Server], shared: bool, stop: &Stop) -> Result<(), Failure> {
+fn wait_until_all_is_served(routers: &[Server], stop: &Stop) -> Result<(), Failure> {
     let deadline = clock::now() + READY_TIMEOUT;
-    while shared {
+    loop {
         let metrics: Vec<_> = routers.iter().filter_map(|router| router.metrics().ok()).collect();
         let of_state = |state: &str| -> f64 {
             let all = metrics.iter().flat_map(|text| values_of(text, "router_partitions"));
@@ -447,7 +453,6 @@ fn wait_until_all_is_served(routers: &[Server], shared: bool, stop: &Stop) -> Re
         }
         stop.pause(READY_POLL_INTERVAL);
     }
-    Ok(())
 }
 
 /// What `GET /metrics` says.

@@ -39,8 +39,8 @@ pub(crate) struct EngineFlags {
     /// What keeps the messages; nats and kafka start servers of their own
     #[arg(long, value_enum, default_value_t)]
     pub engine: Engine,
-    /// Servers of the engine
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=5))]
+    /// Servers of the engine: 1 or 3
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = one_or_three)]
     pub engine_nodes: u32,
     /// Routers; absent: three, or one with the engine embedded, which has no more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -62,6 +62,15 @@ impl EngineFlags {
             Some(routers) => Ok(routers as usize),
             None => Ok(if shared { 3 } else { 1 }),
         }
+    }
+}
+
+/// What the scripts start.
+fn one_or_three(text: &str) -> Result<u32, &'static str> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("1 or 3"),
     }
 }
 

@@ -38,8 +38,6 @@ impl SteppedClock {
             ("FAKETIME_TIMESTAMP_FILE", self.offset.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            // A process that is killed would leave it behind.
-            ("FAKETIME_DISABLE_SHM", "1".to_owned()),
         ]
     }
 
@@ -52,6 +50,14 @@ impl SteppedClock {
         let next = self.offset.with_extension("next");
         fs::write(&next, format!("{seconds:+}\n"))?;
         fs::rename(&next, &self.offset)
+    }
+}
+
+/// Removes what the library of a killed process left in shared memory.
+pub(crate) fn clean_up_after(pid: u32) {
+    for name in ["faketime_shm", "sem.faketime_sem"] {
+        // Not there: it ended in order, or was killed too early.
+        let _ = fs::remove_file(format!("/dev/shm/{name}_{pid}"));
     }
 }
 

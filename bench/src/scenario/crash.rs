@@ -168,6 +168,7 @@ impl CrashArgs {
     }
 
     fn check(&self) -> Result<(), Failure> {
+        self.engine.routers()?;
         let unfit =
             |fault: &&Fault| self.engine.engine == Engine::Embedded && fault.needs_servers();
         match self.faults.iter().find(unfit) {

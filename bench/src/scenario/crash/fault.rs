@@ -102,6 +102,12 @@ impl Fault {
         !self.takes_nodes() && !matches!(self, Self::EdgeKill | Self::EdgeStop)
     }
 
+    /// The one router that it can hit, of so many; `None`: any.
+    pub(super) fn router_of(self, routers: usize) -> Option<usize> {
+        let bound = [(Self::DiskFull, 0), (Self::ClockStep, routers - 1)];
+        bound.into_iter().find(|(fault, _)| *fault == self).map(|(_, router)| router)
+    }
+
     /// From the blow to the beginning of the mending.
     pub(super) fn lasts(self, engine: Engine, random: &mut fastrand::Rng) -> Duration {
         let (shortest_ms, longest) = match self {
@@ -154,9 +160,7 @@ impl Fault {
                 clock.as_ref().map_or(Ok(()), |clock| clock.step(seconds))?;
             }
             Self::BrokerKill => service.as_ref().map_or(Ok(()), |service| service.kill(node))?,
-            Self::BrokerStop => {
-                service.as_ref().map(|service| service.set_stopped(node, true));
-            }
+            Self::BrokerStop => service.iter().for_each(|all| all.set_stopped(node, true)),
             Self::BrokersKill => {
                 let mut all =
                     service.iter().flat_map(|all| (1..=all.nodes()).map(move |n| (all, n)));
@@ -191,9 +195,7 @@ impl Fault {
             Self::DiskFull => disk.as_ref().map_or(Ok(()), |disk| disk.free())?,
             Self::ClockStep => clock.as_ref().map_or(Ok(()), |clock| clock.step(0))?,
             Self::BrokerKill => return Ok(service.iter().map(|all| starting(all, node)).collect()),
-            Self::BrokerStop => {
-                service.as_ref().map(|service| service.set_stopped(node, false));
-            }
+            Self::BrokerStop => service.iter().for_each(|all| all.set_stopped(node, false)),
             Self::BrokersKill => {
                 // At once: no majority, no answer.
                 let all = service.iter().flat_map(|all| (1..=all.nodes()).map(move |n| (all, n)));

@@ -34,7 +34,7 @@ pub(super) struct Killer {
     pub accepted: Arc<AtomicU64>,
     /// Faults that were done.
     pub kills: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<(Servers, Vec<Struck>), Failure>>>,
+    thread: Option<JoinHandle<Result<Done, Failure>>>,
 }
 
 impl Killer {
@@ -43,10 +43,9 @@ impl Killer {
     pub(super) fn start(servers: Servers, args: &CrashArgs, seed: u64) -> Result<Self, Failure> {
         let (stop, accepted, kills) = (Stop::default(), Arc::default(), Arc::default());
         let mut faults = args.faults();
-        faults.retain(|fault| match fault {
-            Fault::DiskFull => servers.disk.is_some(),
-            Fault::ClockStep => servers.clock.is_some(),
-            _ => true,
+        faults.retain(|fault| {
+            (*fault != Fault::DiskFull || servers.disk.is_some())
+                && (*fault != Fault::ClockStep || servers.clock.is_some())
         });
         if faults.is_empty() {
             return Err(Failure::Usage(format!("--faults: {}", servers.left_out.join("; "))));
@@ -72,8 +71,8 @@ impl Killer {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Ends the killing; all servers run when it returns. The faults come in the order of their blows.
-    pub(super) fn finish(mut self) -> Result<(Servers, Vec<Struck>), Failure> {
+    /// Ends the killing.
+    pub(super) fn finish(mut self) -> Result<Done, Failure> {
         self.stop.ask();
         let joined = self.thread.take().map(JoinHandle::join);
         match joined {
@@ -92,6 +91,9 @@ impl Drop for Killer {
         }
     }
 }
+
+/// The servers, all of which run, and the faults in the order of their blows.
+pub(super) type Done = (Servers, Vec<Struck>);
 
 struct Run {
     servers: Servers,
@@ -120,7 +122,7 @@ struct Open {
 }
 
 impl Run {
-    fn run(mut self) -> Result<(Servers, Vec<Struck>), Failure> {
+    fn run(mut self) -> Result<Done, Failure> {
         while self.struck.len() < self.kills_max && !self.stop.is_asked() {
             let overlaps = self.random.u8(0..10) < OVERLAPPING_OF_TEN;
             let is_patient = self.random.u8(0..10) < PATIENT_OF_TEN;
@@ -216,11 +218,7 @@ impl Run {
         let nodes = self.servers.service.as_ref().map_or(1, |service| Service::nodes(service));
         let target = Target {
             edge: self.random.usize(0..edges),
-            router: match fault {
-                Fault::DiskFull => 0,
-                Fault::ClockStep => routers - 1,
-                _ => self.random.usize(0..routers),
-            },
+            router: fault.router_of(routers).unwrap_or_else(|| self.random.usize(0..routers)),
             node: self.random.usize(1..=nodes),
         };
         let hit_routers = self.open.iter().filter(|open| open.fault.takes_router()).count();
