@@ -2,7 +2,8 @@
 //!
 //! A subcommand per question: `echo` (what does a message cost a server), `chat` (how fast, is anything lost),
 //! `crash` (is anything lost when processes die), `idle` (what does a silent connection cost), `storm` (how soon are all
-//! back), `drain` (how evenly does an edge let its clients go), `slow` (what do clients cost that stop reading), `flood`
+//! back), `drain` (how evenly does an edge let its clients go), `takeover` (how soon do
+//! others serve a dead router's users), `slow` (what do clients cost that stop reading), `flood`
 //! (whom do bad handshakes hurt), `soak` (does coming and going leave anything behind), `plot` (draw what others have
 //! reported), `send` and `listen` (does it work at all). Exit status: 0 good, 1 a fault was found, 2 the target is out of
 //! reach, 64 wrong usage.
@@ -12,6 +13,7 @@ mod checker;
 mod client;
 mod clock;
 mod crowd;
+mod disk;
 mod failure;
 mod front;
 mod host;
@@ -20,6 +22,7 @@ mod processes;
 mod report;
 mod scenario;
 mod services;
+mod stepped;
 mod target;
 mod tls;
 mod wire;
@@ -30,7 +33,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::scenario::{
-    Outcome, Stop, chat, crash, drain, echo, flood, idle, listen, send, slow, soak, storm,
+    Outcome, Stop, chat, crash, drain, echo, flood, idle, listen, send, slow, soak, storm, takeover,
 };
 
 #[derive(Debug, Parser)]
@@ -58,6 +61,8 @@ enum Command {
     Storm(storm::StormArgs),
     /// How evenly does an edge let its clients go when it is told to leave?
     Drain(drain::DrainArgs),
+    /// How soon are a router's users served by others when it is killed?
+    Takeover(takeover::TakeoverArgs),
     /// What do clients cost that stop reading, and whom do they hurt?
     Slow(slow::SlowArgs),
     /// What does a flood of bad handshakes do to those who talk?
@@ -101,6 +106,7 @@ fn run(command: &Command) -> Result<bool, Failure> {
         Command::Idle(args) => (idle::run(args, &stop)?, args.output),
         Command::Storm(args) => (storm::run(args, &stop)?, args.output),
         Command::Drain(args) => (drain::run(args, &stop)?, args.output),
+        Command::Takeover(args) => (takeover::run(args, &stop)?, args.output),
         Command::Slow(args) => (slow::run(args, &stop)?, args.output),
         Command::Flood(args) => (flood::run(args, &stop)?, args.output),
         Command::Soak(args) => (soak::run(args, &stop)?, args.output),

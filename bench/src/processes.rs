@@ -14,11 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::clock;
+use crate::disk::Disk;
 use crate::failure::Failure;
 use crate::front::Front;
 use crate::host;
 use crate::scenario::Stop;
 use crate::services::{Engine, Service};
+use crate::stepped::{self, SteppedClock};
 use crate::target::Target;
 use crate::tls::{Issued, TlsClients};
 use crate::wire::Wire;
@@ -52,6 +54,10 @@ pub(crate) struct Plan {
     pub engine_nodes: usize,
     /// Edges reach routers over wires that can be cut.
     pub wires: bool,
+    /// The first router's data lies on a disk that can be filled, where that is allowed.
+    pub disk: bool,
+    /// The last router has a clock that can be stepped, where that is possible.
+    pub stepped_clock: bool,
     /// How many edges, at least one.
     pub edges: usize,
     /// Of each edge.
@@ -94,7 +100,13 @@ pub(crate) struct Servers {
     /// One a router, or none at all.
     pub wires: Vec<Wire>,
     /// The servers of the engine, where routers share one. After the routers, so that it goes after them.
-    pub service: Option<Service>,
+    pub service: Option<Arc<Service>>,
+    /// Of the first router.
+    pub disk: Option<Disk>,
+    /// Of the last router.
+    pub clock: Option<SteppedClock>,
+    /// Of disk and clock, what this machine does not allow, in sentences.
+    pub left_out: Vec<String>,
     tls: Option<Arc<TlsClients>>,
     /// Type of the filesystem that holds the router's data.
     pub data_filesystem: String,
@@ -134,12 +146,23 @@ impl Servers {
                 .map_err(|error| Failure::Broken(format!("TLS: {error}")))
         });
         let tls = tls.transpose()?;
-        let service = Service::start(plan.engine, plan.engine_nodes, folder.path())?;
+        let service = Service::start(plan.engine, plan.engine_nodes, folder.path())?.map(Arc::new);
+        let mut left_out = Vec::new();
+        let mut or_left_out = |sentence| left_out.push(sentence);
+        let disk = plan.disk.then(|| Disk::mount(folder.path().join("disk")));
+        let disk = disk.and_then(|disk| disk.map_err(&mut or_left_out).ok());
+        let clock = plan.stepped_clock.then(|| SteppedClock::new(folder.path()));
+        let clock = clock.and_then(|clock| clock.map_err(&mut or_left_out).ok());
         let (mut routers, mut wires) = (Vec::new(), Vec::new());
         for number in 1..=plan.routers {
             let (listen, admin) = (port()?, port()?);
             let mut router = Server::new("hawser-router", folder.path(), listen, admin)?;
-            let data = folder.path().join(format!("data-{number}"));
+            let disk = disk.as_ref().filter(|_| number == 1);
+            let place = disk.map_or(folder.path(), Disk::folder);
+            let data = place.join(format!("data-{number}"));
+            if let Some(clock) = clock.as_ref().filter(|_| number == plan.routers) {
+                router.environment = clock.environment();
+            }
             router.set_flag("--data-dir", data.display());
             router.set_flag("--router-id", format_args!("router-{number}"));
             if let Some(service) = &service {
@@ -159,7 +182,9 @@ impl Servers {
         for router in &mut routers {
             router.wait_ready(stop, |status| status == 200)?;
         }
-        wait_until_all_is_served(&routers, service.is_some(), stop)?;
+        if service.is_some() {
+            wait_until_all_is_served(&routers, stop)?;
+        }
         for edge in &mut edges {
             edge.start()?;
             // Without a router the edge is up but not well; for echoing that will do.
@@ -172,7 +197,18 @@ impl Servers {
             Some(folder)
         };
         let data_filesystem = host::filesystem_of(&plan.folder);
-        Ok(Self { edges, routers, wires, service, tls, data_filesystem, _folder: folder })
+        Ok(Self {
+            edges,
+            routers,
+            wires,
+            service,
+            disk,
+            clock,
+            left_out,
+            tls,
+            data_filesystem,
+            _folder: folder,
+        })
     }
 
     /// Where clients connect to: the edges in order.
@@ -199,6 +235,8 @@ pub(crate) struct Server {
     name: &'static str,
     program: PathBuf,
     command_line: Vec<String>,
+    /// Of a process with a stepped clock; else empty.
+    environment: Vec<(&'static str, String)>,
     listen: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
@@ -229,6 +267,7 @@ impl Server {
             name,
             program,
             command_line,
+            environment: Vec::new(),
             listen,
             admin,
             log,
@@ -254,6 +293,7 @@ impl Server {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(&self.program)
             .args(&self.command_line)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -271,6 +311,9 @@ impl Server {
             // Both fail only for a process that has ended, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
+            if !self.environment.is_empty() {
+                stepped::clean_up_after(child.id());
+            }
         }
     }
 
@@ -388,10 +431,7 @@ impl Drop for Server {
 }
 
 /// Waits until routers that share an engine have all partitions between them.
-fn wait_until_all_is_served(routers: &[Server], shared: bool, stop: &Stop) -> Result<(), Failure> {
-    if !shared {
-        return Ok(());
-    }
+fn wait_until_all_is_served(routers: &[Server], stop: &Stop) -> Result<(), Failure> {
     let deadline = clock::now() + READY_TIMEOUT;
     loop {
         let metrics: Vec<_> = routers.iter().filter_map(|router| router.metrics().ok()).collect();

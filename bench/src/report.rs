@@ -102,6 +102,14 @@ pub(crate) struct Report {
     pub kills: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub killed: Option<Killed>,
+    /// Kinds of faults that this machine does not allow, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// How long users waited around faults of each kind.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub waited_seconds: BTreeMap<Fault, Waited>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub takeover: Option<Takeover>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,6 +162,9 @@ impl Report {
             drains: None,
             kills: None,
             killed: None,
+            left_out: Vec::new(),
+            waited_seconds: BTreeMap::new(),
+            takeover: None,
             seed: None,
             traffic: None,
             verdict: None,
@@ -322,6 +333,32 @@ pub(crate) struct ProcessCpu {
 
 /// How often which fault was done.
 pub(crate) type Killed = BTreeMap<Fault, u64>;
+
+/// Of the longest wait of each user around each fault of a kind. Users who sent or got nothing then do not count.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Waited {
+    /// How many faults of the kind there were.
+    pub faults: u64,
+    /// From a send to its acknowledgement, refusals and repetitions counted in.
+    pub acknowledgement: Option<Seconds>,
+    /// From a send to its arrival.
+    pub delivery: Option<Seconds>,
+}
+
+/// How a router's users came to the others when it was killed. Times are seconds since the kill.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Takeover {
+    /// Connections that were registered at the router that was killed.
+    pub registered_there: usize,
+    /// Most partitions that the edge saw without a router.
+    pub unrouted_max: usize,
+    /// When the edge had a router for each partition again.
+    pub routed_after_seconds: Option<f64>,
+    /// When all connections were registered again.
+    pub registered_after_seconds: Option<f64>,
+    /// Longest waits of the sample that wrote to each other meanwhile.
+    pub waited: Option<Waited>,
+}
 
 /// What happened on the wire besides the messages themselves.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -16,6 +16,8 @@ pub(crate) mod send;
 pub(crate) mod slow;
 pub(crate) mod soak;
 pub(crate) mod storm;
+pub(crate) mod takeover;
+mod waits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -190,6 +192,8 @@ impl ServerFlags {
             engine: Engine::Embedded,
             engine_nodes: 3,
             wires: false,
+            disk: false,
+            stepped_clock: false,
             edges: 1,
             drain_window: None,
             tls_resume_percent: self.tls.then_some(self.tls_resume),

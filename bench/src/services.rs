@@ -1,5 +1,6 @@
 //! Servers of the engines that routers share, started and stopped by the project's own scripts in `services/`.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,8 +39,8 @@ pub(crate) struct EngineFlags {
     /// What keeps the messages; nats and kafka start servers of their own
     #[arg(long, value_enum, default_value_t)]
     pub engine: Engine,
-    /// Servers of the engine
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=5))]
+    /// Servers of the engine: 1 or 3
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = one_or_three)]
     pub engine_nodes: u32,
     /// Routers; absent: three, or one with the engine embedded, which has no more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -61,6 +62,15 @@ impl EngineFlags {
             Some(routers) => Ok(routers as usize),
             None => Ok(if shared { 3 } else { 1 }),
         }
+    }
+}
+
+/// What the scripts start.
+fn one_or_three(text: &str) -> Result<u32, &'static str> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("1 or 3"),
     }
 }
 
@@ -139,8 +149,10 @@ impl Service {
     }
 
     fn run(&self, verb: &str, options: &[&str]) -> Result<(), Failure> {
-        let output =
-            Command::new(&self.script).arg(verb).arg(&self.folder).args(options).output()?;
+        let mut command = Command::new(&self.script);
+        // Ctrl-C on the terminal is for the bench alone, as with its other servers.
+        command.arg(verb).arg(&self.folder).args(options).process_group(0);
+        let output = command.output()?;
         if output.status.success() {
             return Ok(());
         }

@@ -54,6 +54,51 @@ fn a_crash_run_can_be_kept_to_one_process() {
 }
 
 #[test]
+fn a_short_crash_run_with_an_engine_that_routers_share_loses_nothing() {
+    let nodes = ["crash", "--engine", "nats", "--engine-nodes", "1", "--routers", "2"];
+    let faults = ["--faults", "edge-kill,router-kill,link-cut,disk-lost,clock-step"];
+    let pairs = ["--pairs", "5", "--rate", "50", "--kills", "5", "--seed", "11"];
+    let report = report(&[&nodes[..], &faults, &pairs].concat());
+    assert_sound(&report);
+    assert_eq!(report["kills"], 5, "{report}");
+    let killed = report["killed"].as_object().unwrap();
+    let waited = report["waited_seconds"].as_object().unwrap();
+    assert!(killed.keys().eq(waited.keys()), "{report}");
+    for (kind, waited) in waited {
+        assert_eq!(waited["faults"], killed[kind], "{report}");
+        let [p50, max] = ["p50", "max"].map(|at| waited["acknowledgement"][at].as_f64());
+        assert!(p50 <= max && max > Some(0.0), "{kind}: {report}");
+    }
+}
+
+#[test]
+fn a_router_whose_disk_fills_up_loses_nothing() {
+    let faults = ["--faults", "disk-full", "--kills", "2", "--pairs", "5", "--rate", "50"];
+    let output = bench(&["crash", "--json"]).args(faults).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.code() == Some(64) && said.contains("a tmpfs cannot be mounted") {
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_sound(&report);
+    assert_eq!(report["killed"], serde_json::json!({ "disk-full": 2 }), "{report}");
+}
+
+#[test]
+fn the_users_of_a_killed_router_come_to_another_one() {
+    let engine = ["takeover", "--engine", "nats", "--engine-nodes", "1", "--routers", "2"];
+    let report = report(&[&engine[..], &["--users", "500", "--pairs", "3"]].concat());
+    assert_sound(&report);
+    let takeover = &report["takeover"];
+    let there = takeover["registered_there"].as_u64().unwrap();
+    assert!((1..506).contains(&there), "{report}");
+    let [routed, registered] =
+        ["routed", "registered"].map(|what| takeover[format!("{what}_after_seconds")].as_f64());
+    assert!(routed > Some(0.0) && routed <= registered, "{report}");
+}
+
+#[test]
 fn a_store_that_is_lost_under_a_running_chat_is_found() {
     let mut hawser = Hawser::start();
     let chat = hawser.spawn(&["chat", "--pairs", "2", "--seconds", "3", "--settle", "3", "--json"]);
@@ -344,7 +389,7 @@ fn a_listener_goes_on_after_the_edge_was_killed() {
 
 #[test]
 fn wrong_usage_names_the_flag_and_ends_with_64() {
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 17] = [
         (&["chat", "--pairs", "0"], "--pairs"),
         (&["chat", "--frob"], "--frob"),
         (&["echo", "--target", "http://127.0.0.1/"], "--target"),
@@ -356,6 +401,12 @@ fn wrong_usage_names_the_flag_and_ends_with_64() {
         (&["echo", "--target", "ws://127.0.0.1:1/", "--tls"], "--tls"),
         (&["send", "--as", "alice", "x"], "--to"),
         (&["crash", "--seconds-max", "soon"], "--seconds-max"),
+        (&["crash", "--faults", "earthquake"], "--faults"),
+        (&["crash", "--faults", "broker-kill"], "--faults"),
+        (&["crash", "--routers", "2"], "--routers"),
+        (&["chat", "--engine", "nats", "--engine-nodes", "2"], "--engine-nodes"),
+        (&["takeover"], "--engine"),
+        (&["takeover", "--engine", "nats", "--routers", "1"], "--routers"),
     ];
     for (args, flag) in cases {
         let output = bench(args).output().unwrap();

@@ -24,6 +24,9 @@ const CONNECT_TIMEOUT_EACH: Duration = Duration::from_millis(5);
 /// For what is on its way when Ctrl-C came.
 const SETTLE_TIMEOUT_INTERRUPTED: Duration = Duration::from_secs(3);
 
+/// Messages of a pair on their way.
+const IN_FLIGHT_DEFAULT: u32 = 8;
+
 /// What a chat run does.
 #[derive(Clone, Debug, Args, Serialize)]
 pub(crate) struct ChatArgs {
@@ -72,10 +75,11 @@ pub(super) struct PairsFlags {
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<u32>,
-    /// Without --rate: messages of a pair on their way, both directions together
-    #[arg(long, default_value_t = 8, conflicts_with = "rate",
+    /// Without --rate: messages of a pair on their way, both directions together; absent: 8
+    #[arg(long, value_name = "N", conflicts_with = "rate",
           value_parser = clap::value_parser!(u32).range(1..=128))]
-    in_flight: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_flight: Option<u32>,
     /// Length of a payload
     #[arg(long, default_value_t = 200,
           value_parser = clap::value_parser!(u32).range(STAMP_BYTES as i64..=65_536))]
@@ -91,6 +95,14 @@ pub(super) struct PairsFlags {
 }
 
 impl PairsFlags {
+    /// The same, at `rate` where no pace was given.
+    pub(super) fn or_at_rate(mut self, rate: u32) -> Self {
+        if self.in_flight.is_none() {
+            self.rate.get_or_insert(rate);
+        }
+        self
+    }
+
     pub(super) fn clients(&self) -> usize {
         self.pairs as usize * 2
     }
@@ -108,7 +120,9 @@ impl PairsFlags {
             messages_max: self.messages_max as usize,
             pacing: match self.rate {
                 Some(rate) => Pacing::Rate { per_second: rate.into() },
-                None => Pacing::Closed { in_flight: self.in_flight as usize },
+                None => Pacing::Closed {
+                    in_flight: self.in_flight.unwrap_or(IN_FLIGHT_DEFAULT) as usize,
+                },
             },
             weather,
             seed,

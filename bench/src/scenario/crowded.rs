@@ -14,7 +14,7 @@ use crate::clock;
 use crate::crowd::{Crowd, CrowdPlan, Speech};
 use crate::failure::Failure;
 use crate::host;
-use crate::processes::{Plan, values_of};
+use crate::processes::{Plan, Servers, values_of};
 use crate::report::{Memory, Progress, Report, rounded};
 
 /// With so many failures and nobody in, the target is out of reach.
@@ -40,7 +40,7 @@ pub(super) struct CrowdFlags {
     connecting_max: u32,
     /// What a session is: all of Hawser's client protocol, or a WebSocket alone
     #[arg(long, value_enum, default_value_t = Speech::Hawser)]
-    session: Speech,
+    pub session: Speech,
     /// Each session pings once in this time; 0: never
     #[arg(long, default_value = "60s", value_parser = parse_seconds)]
     #[serde(serialize_with = "as_seconds")]
@@ -67,7 +67,9 @@ impl Crowded {
         let seed = clock::random_seed();
         let own = |plan: &mut Plan| {
             change(plan);
-            plan.routers = usize::from(flags.session == Speech::Hawser);
+            if flags.session == Speech::Ws {
+                plan.routers = 0;
+            }
             // Connections that broke may not be gone yet when their successors come.
             plan.connections_max = connections as usize + connections as usize / 64 + 64;
             if plan.routers > 0 {
@@ -154,6 +156,12 @@ impl Crowded {
             before = after;
         }
         Ok(())
+    }
+
+    /// The own servers.
+    pub(super) fn servers(&mut self) -> Result<&mut Servers, Failure> {
+        let missing = || Failure::Usage("--target: needs servers of its own".to_owned());
+        self.served.servers.as_mut().ok_or_else(missing)
     }
 
     pub(super) fn usage(&self) -> Result<Usage, Failure> {

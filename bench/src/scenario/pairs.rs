@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::waits::Waits;
 use super::{OPENING_MAX, turn_end};
 use crate::checker::{Entry, History, MessageName, Verdict, check};
 use crate::client::{
@@ -60,6 +61,8 @@ pub(super) struct Pairs {
     pub(super) delivered: u64,
     /// `Some` while latencies are taken.
     pub(super) latencies: Option<Latencies>,
+    /// `Some` where it is asked how long each user waited.
+    pub(super) waits: Option<Waits>,
     pub(super) traffic: Traffic,
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
@@ -117,6 +120,7 @@ impl Pairs {
             accepted: 0,
             delivered: 0,
             latencies: None,
+            waits: None,
             traffic: Traffic::default(),
             errors: 0,
             first_error: None,
@@ -279,7 +283,10 @@ impl Pairs {
         let state = &self.clients[client];
         let payload = self.payload(now, client, state.session.next_number());
         let to = Arc::clone(&self.clients[client ^ 1].name);
-        self.clients[client].session.send(now, to, payload, fleet.outgoing(client));
+        let number = self.clients[client].session.send(now, to, payload, fleet.outgoing(client));
+        if let Some(waits) = &mut self.waits {
+            waits.handle_sent(now, client, number);
+        }
         self.log_submitted(client);
     }
 
@@ -349,6 +356,9 @@ impl Pairs {
                 self.history.record(Entry::Accepted { message, message_id: *message_id });
                 self.accepted += 1;
                 self.eager.push(client);
+                if let Some(waits) = &mut self.waits {
+                    waits.handle_accepted(now, client, *number);
+                }
             }
             Note::Refused { number, .. } => {
                 self.history.record(Entry::Refused(name(*number)));
@@ -407,6 +417,9 @@ impl Pairs {
         self.eager.push(message.sender as usize);
         if let Some(latencies) = &mut self.latencies {
             latencies.record(now.saturating_duration_since(sent_at));
+        }
+        if let Some(waits) = &mut self.waits {
+            waits.handle_delivered(now, client, sent_at);
         }
     }
 
