@@ -12,10 +12,12 @@
 //! stands in the log twice (its first append was answered with an error, and was there all the same) is
 //! found by its key, and counts once.
 //!
-//! `sends` holds messages on their way to the log, `clients` what else connections ask for, `saving`
+//! `sends` holds messages on their way to the log, `clients` what else connections ask for, `doubts` whether this is the
+//! owner still, `saving`
 //! cursors, checkpoints and what runs by the clock, `queries` what the server API asks.
 
 mod clients;
+mod doubts;
 mod journal;
 pub mod queries;
 mod saving;
@@ -34,6 +36,7 @@ use hawser_proto::link::router_message::Message as Outbound;
 use hawser_proto::link::{QueryAnswer, Relay};
 use prost::Message as _;
 
+use self::doubts::Doubts;
 use self::journal::{DeviceMark, Journal, StepKind};
 use self::sends::answer_send;
 use crate::delivery::{Pump, pump};
@@ -206,6 +209,7 @@ pub struct Hub {
     stalled: VecDeque<(Offset, Kind)>,
     /// Counts records that were replayed while the router ran: a repetition may hide among them.
     replayed: u64,
+    doubts: Doubts,
     saving: saving::Saving,
     journal: Journal,
 }
@@ -259,6 +263,7 @@ impl Hub {
             waiting: AHashMap::new(),
             stalled: VecDeque::new(),
             replayed: 0,
+            doubts: Doubts::default(),
             saving: saving::Saving::default(),
         })
     }
@@ -382,6 +387,9 @@ impl Hub {
         };
         if matches!(appending.kind, Kind::Cursor(_)) {
             out.counts.cursors += 1;
+        }
+        if matches!(appending.kind, Kind::Owner(_)) {
+            self.doubts.note_proven();
         }
         let look_in_store = appending.replayed != self.replayed;
         self.fold_or_stall(now, offset, appending.kind, look_in_store, out);

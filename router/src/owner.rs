@@ -336,6 +336,8 @@ impl Owner {
                 let _ = adopted.send(());
             }
             ToOwner::LetGo { partition, save, gone } => {
+                // Who is told that it is gone may ask the committer for the next owner, which shall find all of this one.
+                self.flush();
                 let Some(place) = self.place(partition) else { return };
                 place.leaving = Some(Leaving { is_saving: false, gone });
                 if !save {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::hub::{Effects, Event, Hub, HubConfig, Now};
 use crate::queue::{Batch, Offset, PartitionId, Queue, QueueError};
 use crate::record::{Kind, OwnerRecord, Record};
-use crate::state::{self, Follower, Writer};
+use crate::state::{self, Follower, Writer, opened_by};
 use crate::store::{Checkpoint, StatePlace, Store, StoreError};
 use crate::{limits, queue};
 
@@ -139,6 +139,7 @@ impl Takeover {
         let config = HubConfig { record_bytes_max, ..self.config.clone() };
         let hub = Hub::new(partition, config, store)?.with_epoch(epoch);
         let (hub, messages_next, replayed) = self.replay(hub, unix_ms)?;
+        self.check_last(&opened)?;
         let writer = Writer { epoch, seed };
         Ok(Taken { hub, writer, state_next: epoch + 1, messages_next, replayed })
     }
@@ -173,7 +174,10 @@ impl Takeover {
                 let text = format!("the state log ends before {opening}, which it gave out");
                 return Err(NotTaken(text));
             }
-            for record in found.drain(..) {
+            if found[0].offset > opening {
+                return Err(NotTaken("another router has taken the partition over".to_owned()));
+            }
+            for record in found.drain(..).take_while(|record| record.offset <= opening) {
                 if record.offset > next && (place.is_some() || next == 1) {
                     // What stood between is not needed: all that the partition has was written behind it.
                     self.store.wipe(partition)?;
@@ -198,6 +202,23 @@ impl Takeover {
         let applied = self.store.applied(partition)?;
         let place = Some(StatePlace { offset: opening, epoch: opening, seed });
         self.store.commit(&Checkpoint { partition, applied, place, ..Checkpoint::default() })?;
+        Ok(())
+    }
+
+    /// Fails where another router has opened the state log meanwhile: its mark may be gone from the messages log with all that
+    /// was in front of it, and edges would not listen to this one.
+    fn check_last(&mut self, opened: &Opened) -> Result<(), NotTaken> {
+        let Opened { partition, epoch, .. } = *opened;
+        let (mut next, end) = (epoch + 1, self.state.refresh(partition)?);
+        let mut found = Vec::new();
+        while next < end {
+            self.state.read(partition, next, limits::REPLAY_BYTES_MAX, &mut found)?;
+            let Some(last) = found.last() else { break };
+            next = last.offset + 1;
+            if let Some(router) = found.drain(..).find_map(|record| opened_by(&record.bytes)) {
+                return Err(NotTaken(format!("{router} has taken the partition over")));
+            }
+        }
         Ok(())
     }
 
@@ -267,7 +288,7 @@ mod tests {
             Self { messages: MemoryLog::new(1), state: MemoryLog::new(1), stores }
         }
 
-        fn try_take(&mut self, router: usize) -> Result<Taken, NotTaken> {
+        fn takeover(&mut self, router: usize) -> Takeover {
             let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&self.stores[router]);
             let config = HubConfig {
                 window_messages: 4,
@@ -284,7 +305,10 @@ mod tests {
                 config,
                 router_id: format!("router-{router}"),
             }
-            .take(0, NOW.unix_ms, 7 + router as u64)
+        }
+
+        fn try_take(&mut self, router: usize) -> Result<Taken, NotTaken> {
+            self.takeover(router).take(0, NOW.unix_ms, 7 + router as u64)
         }
 
         fn take(&mut self, router: usize) -> Taken {
@@ -432,5 +456,20 @@ mod tests {
         world.stores[1].commit(&embedded).unwrap();
         let NotTaken(reason) = world.try_take(1).unwrap_err();
         assert!(reason.contains("embedded"), "{reason}");
+    }
+
+    #[test]
+    fn one_that_was_overtaken_between_its_steps_fails_also_where_the_marks_are_trimmed() {
+        let mut world = World::new();
+        let mut slow = world.takeover(0);
+        let opened = slow.open(0, 7).unwrap();
+        let mut taken = world.take(1);
+        world.send(&mut taken.hub, "1");
+        world.save(1, &mut taken);
+        slow.follow(&opened).unwrap();
+        slow.mark(&opened).unwrap();
+        let NotTaken(reason) = slow.finish(opened, 0).unwrap_err();
+        assert!(reason.contains("router-1"), "{reason}");
+        assert!(world.take(0).hub.epoch() > taken.hub.epoch());
     }
 }

@@ -65,8 +65,17 @@ impl Claims {
     }
 
     fn give(&mut self, env: &Env, partition: PartitionId, to: usize) {
+        self.give_at(env.ms, partition, to);
+    }
+
+    fn give_at(&mut self, due_ms: u64, partition: PartitionId, to: usize) {
         self.owners[usize::from(partition)] = to;
-        self.telling.push((env.ms, to, Change::Gained(partition)));
+        // What it has lost meanwhile it hears first: one that goes on under its old epoch is not listened to.
+        let lost = (to, Change::Lost(partition));
+        for (at_ms, ..) in self.telling.iter_mut().filter(|(_, who, what)| (*who, *what) == lost) {
+            *at_ms = due_ms.min(*at_ms);
+        }
+        self.telling.push((due_ms, to, Change::Gained(partition)));
     }
 
     fn note_released(&mut self, env: &mut Env, index: usize, partition: PartitionId) {
@@ -95,7 +104,7 @@ impl Claims {
                 self.telling.push((env.ms, from, Change::Wanted(partition)));
                 self.waiting.push((partition, env.ms + WAIT_MS, from, to));
             }
-            // The former owner hears of it before, after, or not at all.
+            // The former owner hears of it before, after, or when it should have found out long ago.
             1 => {
                 env.history.count("partitions lost");
                 let due_ms = env.ms + env.rng.u64(..3_000);
@@ -105,12 +114,13 @@ impl Claims {
             2 => {
                 env.history.count("partitions lost first");
                 self.telling.push((env.ms, from, Change::Lost(partition)));
-                self.owners[usize::from(partition)] = to;
                 let due_ms = env.ms + env.rng.u64(..1_000);
-                self.telling.push((due_ms, to, Change::Gained(partition)));
+                self.give_at(due_ms, partition, to);
             }
             _ => {
                 env.history.count("partitions given twice");
+                let due_ms = env.ms + env.rng.u64(3_000..20_000);
+                self.telling.push((due_ms, from, Change::Lost(partition)));
                 self.give(env, partition, to);
             }
         }
@@ -118,13 +128,13 @@ impl Claims {
 
     /// A router is gone, or does not answer: others get what it had, after a while.
     pub(crate) fn note_gone(&mut self, env: &mut Env, index: usize, routers: usize) {
-        self.telling.retain(|(_, to, _)| *to != index);
         for partition in 0..PARTITIONS {
             if self.owners[usize::from(partition)] == index {
                 let to = env.rng.usize(..routers);
-                self.owners[usize::from(partition)] = to;
                 let due_ms = env.ms + env.rng.u64(..2_000);
-                self.telling.push((due_ms, to, Change::Gained(partition)));
+                // One that only stands still hears of it when it goes on.
+                self.telling.push((due_ms, index, Change::Lost(partition)));
+                self.give_at(due_ms, partition, to);
             }
         }
     }

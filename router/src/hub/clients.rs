@@ -53,6 +53,11 @@ impl Hub {
                 return;
             }
         };
+        if self.is_doubted(&register, out) {
+            let text = "another router may have the partition by now";
+            out.outbound.push(registered(connection, 0, false, Some(unavailable(text))));
+            return;
+        }
         let registration = Registration {
             connection,
             session,

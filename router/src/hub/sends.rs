@@ -101,8 +101,7 @@ impl Hub {
                 }
             }
             Kind::Cursor(cursor) => self.unlog_cursor(&cursor),
-            // Takeovers write it, not a Hub.
-            Kind::Owner(_) => {}
+            Kind::Owner(_) => self.doubts.note_refused(),
         }
     }
 }

@@ -217,6 +217,27 @@ impl World {
 }
 
 #[test]
+fn a_client_that_is_ahead_is_refused_until_the_log_has_shown_that_no_other_owner_was_there() {
+    let mut world = World::new();
+    world.hub.epoch = 5;
+    let failed = |world: &mut World| world.registered().failure.is_some_and(|f| f.retryable);
+    world.register(1, "bob", Some(3));
+    assert!(failed(&mut world));
+    world.register(1, "bob", Some(3));
+    assert!(failed(&mut world), "the proof is on its way");
+    world.refuse(false);
+    world.register(1, "bob", Some(3));
+    assert!(failed(&mut world), "the proof has failed, and there is another");
+    world.commit(usize::MAX);
+    world.register(1, "bob", Some(4));
+    assert!(failed(&mut world), "what stood in the log by then says nothing of what comes later");
+    world.commit(usize::MAX);
+    world.register(1, "bob", Some(4));
+    let told = world.registered();
+    assert!(told.failure.is_none() && !told.resumed, "the log has lost messages: {told:?}");
+}
+
+#[test]
 fn nothing_is_acknowledged_or_delivered_before_it_is_durable() {
     let mut world = World::new();
     world.register(2, "bob", None);

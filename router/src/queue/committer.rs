@@ -137,12 +137,6 @@ impl Committer {
     }
 
     fn serve(&mut self, round: &mut Round, space: &mut Space, backoff: &mut Backoff) {
-        for (partition, expected) in round.moves.drain(..) {
-            if let Err(error) = self.move_partition(partition, expected) {
-                self.break_queue(&error.0);
-                backoff.ensure_started((self.clock)());
-            }
-        }
         if !round.batch.records.is_empty() {
             let appended = self.check_space(space).and_then(|()| self.append(round));
             match appended {
@@ -150,6 +144,12 @@ impl Committer {
                 Err(reason) => self.answer_refused(round, &reason),
             }
             if self.queue.is_none() {
+                backoff.ensure_started((self.clock)());
+            }
+        }
+        for (partition, expected) in round.moves.drain(..) {
+            if let Err(error) = self.move_partition(partition, expected) {
+                self.break_queue(&error.0);
                 backoff.ensure_started((self.clock)());
             }
         }
@@ -372,8 +372,9 @@ impl Round {
         }
     }
 
+    /// A partition that comes or goes ends a round: what was asked before is for the owner of before.
     fn is_full(&self) -> bool {
-        self.bytes >= limits::COMMIT_BYTES_MAX || self.stop
+        self.bytes >= limits::COMMIT_BYTES_MAX || self.stop || !self.moves.is_empty()
     }
 
     fn reset(&mut self) {
@@ -628,6 +629,34 @@ mod tests {
         let Reply::Replayed(records) = reply else { panic!("{reply:?}") };
         assert_eq!((owner, records[0].1.offset), (0, 1));
         assert_eq!(running.committed(), (0, vec![(2, 2)]));
+    }
+
+    #[test]
+    fn what_was_asked_before_a_partition_came_back_is_found_by_its_new_owner() {
+        let running = Running::start();
+        let (replies, told) = channel();
+        let log = running.log.clone();
+        let mut committer = Committer {
+            opener: Box::new(log.clone()),
+            queue: Some(Box::new(log)),
+            expected: vec![Some(1); 4],
+            owners: 2,
+            replies: Box::new(move |owner, reply| drop(replies.send((owner, reply)))),
+            free_bytes: Box::new(|| None),
+            disk_free_min: 0,
+            health: Arc::clone(&running.health),
+            clock: Box::new(now),
+        };
+        let records = vec![(2, Bytes::from_static(b"of before"))];
+        let append = Request::Append { owner: 0, records, durable: true };
+        let mut requests = [append, Request::LetGo(2), Request::Adopt(2, 1)].into_iter();
+        let mut progress = Progress::default();
+        while requests.len() > 0 {
+            committer.turn(&mut progress, &mut requests);
+        }
+        assert!(matches!(told.try_recv().unwrap(), (0, Reply::Committed(_))), "passed over");
+        let (_, Reply::Replayed(found)) = told.try_recv().unwrap() else { panic!() };
+        assert_eq!((found.len(), found[0].1.offset), (1, 1));
     }
 
     #[test]
