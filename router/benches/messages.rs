@@ -71,6 +71,7 @@ fn start_router() -> UnixStream {
         memory_bytes_max: 4 * 1024 * 1024,
         record_bytes_max: usize::MAX,
         trace_steps_max: 0,
+        tells_registry: false,
     };
     let hub = |partition| Hub::new(partition, config.clone(), Arc::clone(&store)).unwrap();
     let hubs: Vec<Hub> = (0..PARTITIONS).map(hub).collect();
@@ -83,6 +84,7 @@ fn start_router() -> UnixStream {
         committer,
         saver,
         keeper: mpsc::unbounded_channel().0,
+        view: None,
         metrics: Arc::new(Metrics::new(1)),
         partitions: PARTITIONS,
     };

@@ -32,7 +32,11 @@ fn healthz(health: &Health) -> impl IntoResponse + use<> {
     if sentences.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("degraded: {}\n", sentences.join("; ")))
+        let status = match health.holds_messages_up() {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::OK,
+        };
+        (status, format!("degraded: {}\n", sentences.join("; ")))
     }
 }
 

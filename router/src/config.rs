@@ -3,6 +3,7 @@
 
 pub mod kafka;
 pub mod nats;
+pub mod redis;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -124,6 +125,11 @@ pub struct Config {
     /// The engine `kafka`.
     #[command(flatten)]
     pub kafka: kafka::KafkaConfig,
+
+    /// The registry `redis`.
+    #[command(flatten)]
+    pub redis: redis::RedisConfig,
+
     /// The server API
     #[command(flatten)]
     pub api: ApiKnobs,
@@ -168,6 +174,7 @@ impl Config {
             memory_bytes_max: self.memory_max / usize::from(self.partitions),
             record_bytes_max: usize::MAX,
             trace_steps_max: self.api.trace_steps,
+            tells_registry: self.redis.registry == redis::RegistryKind::Redis,
         }
     }
 }

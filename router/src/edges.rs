@@ -86,6 +86,13 @@ impl Edges {
         false
     }
 
+    /// The edges that are waited for: number, name and epoch.
+    #[must_use]
+    pub fn known(&self) -> Vec<(EdgeId, String, u64)> {
+        let state = self.lock();
+        state.edges.iter().map(|(name, edge)| (edge.id, name.clone(), edge.epoch)).collect()
+    }
+
     /// Every link there is.
     #[must_use]
     pub fn links(&self) -> Vec<Arc<Outgoing>> {

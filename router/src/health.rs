@@ -14,14 +14,16 @@ pub enum Part {
     Store,
     /// A partition that belongs here could not be taken over.
     Takeover,
+    /// Others cannot read who is online. Messages are delivered all the same.
+    Registry,
     /// The process is on its way up or down.
     Serving,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Queue, Self::Disk, Self::Store, Self::Takeover, Self::Serving];
+    pub const ALL: [Self; 6] =
+        [Self::Queue, Self::Disk, Self::Store, Self::Takeover, Self::Registry, Self::Serving];
 
     /// What the metric `router_degraded` calls it.
     #[must_use]
@@ -31,6 +33,7 @@ impl Part {
             Self::Disk => "disk",
             Self::Store => "store",
             Self::Takeover => "takeover",
+            Self::Registry => "registry",
             Self::Serving => "serving",
         }
     }
@@ -62,6 +65,13 @@ impl Health {
     #[must_use]
     pub fn of(&self, part: Part) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&part).cloned()
+    }
+
+    /// Whether messages wait, or are refused, because of what is wrong.
+    #[must_use]
+    pub fn holds_messages_up(&self) -> bool {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.keys().any(|part| *part != Part::Registry)
     }
 
     /// One line a part that is out of order; empty when all is well.

@@ -44,6 +44,7 @@ use crate::inbox::{Entry, Inbox};
 use crate::queue::{Offset, PartitionId};
 use crate::record::{InboxRecord, Kind, MessageRecord, Record, SendKey, message_id};
 use crate::registry::local::Registry;
+use crate::registry::view::Change;
 use crate::registry::{ConnectionRef, EdgeId, Session};
 use crate::store::{Accepted, Checkpoint, DAY_MS, Store, StoreError};
 
@@ -147,6 +148,8 @@ pub struct Effects {
     pub checkpoint: Option<Checkpoint>,
     /// The log below this offset is not needed any more.
     pub trim_below: Option<Offset>,
+    /// Who came and who left, in order, where [`HubConfig::tells_registry`] asks for it.
+    pub registry: Vec<Change>,
     /// The log says that another router has taken the partition over: this Hub is to be dropped.
     pub deposed: bool,
     /// What happened, to be added up.
@@ -187,6 +190,8 @@ pub struct HubConfig {
     pub record_bytes_max: usize,
     /// Steps of messages that are remembered for traces; 0: none.
     pub trace_steps_max: usize,
+    /// Fill [`Effects::registry`].
+    pub tells_registry: bool,
 }
 
 /// One partition.
@@ -347,7 +352,7 @@ impl Hub {
             Event::EdgeDown(edge, session) => self.registry.edge_down(edge, session),
             Event::EdgeTold(edge, session) => self.registry.edge_told(edge, session),
             Event::EdgeGone(edge, session) => self.registry.edge_gone(edge, session),
-            Event::GoOn => self.sweep_registry(now),
+            Event::GoOn => self.sweep_registry(now, out),
             Event::Receipt(receipt) => self.handle_receipt(&receipt, out),
             Event::Committed(offset) => self.handle_committed(now, offset, out),
             Event::Refused(reason) => self.handle_refused(&reason, out),
@@ -370,7 +375,7 @@ impl Hub {
             Inbound::Send(send) => self.handle_send(now, edge, send, out),
             Inbound::Ack(ack) => self.handle_ack(now, edge, &ack, out),
             Inbound::Register(register) => self.handle_register(now, edge, session, register, out),
-            Inbound::Unregister(unregister) => self.handle_unregister(now, edge, &unregister),
+            Inbound::Unregister(unregister) => self.handle_unregister(now, edge, unregister, out),
             Inbound::Signal(signal) => self.handle_signal(&signal, out),
             Inbound::Sync(sync) => self.handle_sync(now, edge, &sync, out),
             Inbound::Query(query) => self.handle_query(edge, &query, out),

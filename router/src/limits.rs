@@ -125,6 +125,21 @@ pub const DEPARTED_PER_CHECKPOINT: usize = 1_024;
 pub const DEPARTED_SHARE: usize = 32;
 /// And so many more where there are few.
 pub const DEPARTED_MIN: usize = 16;
+/// Changes of registries that may wait to be written to Redis. Past it they are dropped, and everything is written again later.
+pub const VIEW_NOTICES_MAX: usize = 16_384;
+/// Registrations that an owner looks at in one tick when everything is written again: ten thousand a second.
+pub const VIEW_WALK_SLOTS: usize = 1_024;
+/// Changes that are with Redis at a time, each of another user.
+pub const VIEW_BATCH_MAX: usize = 512;
+/// Users looked up in Redis at a time.
+pub const VIEW_LOOK_UP_MAX: usize = 512;
+/// How long a connection to Redis may take to begin, and a command to be answered.
+pub const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
+/// And with all its repetitions and redirections.
+pub const VIEW_COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time between two renewals of what is kept alive in Redis.
+pub const VIEW_RENEW_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long a user's inbox stays in memory after the last use, when nothing of it is on its way.
 pub const INBOX_IDLE_MS: u64 = 30_000;
 
@@ -132,6 +147,7 @@ const _: () = assert!(WINDOW_BYTES_MAX <= LINK_OUT_BYTES_MAX);
 const _: () = assert!(PAYLOAD_BYTES_MAX + 1024 < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX < hawser_proto::framing::FRAME_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + PAYLOAD_BYTES_MAX <= APPENDING_BYTES_MAX);
+const _: () = assert!(VIEW_WALK_SLOTS <= VIEW_NOTICES_MAX / 2);
 const _: () = assert!(CURSOR_FLUSH_MS < CHECKPOINT_INTERVAL_MS);
 const _: () =
     assert!(API_BODY_BYTES_MAX > PAYLOAD_BYTES_MAX / 3 * 4 + API_USERS_MAX * (USER_BYTES_MAX + 8));

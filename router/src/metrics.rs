@@ -47,6 +47,14 @@ pub struct Metrics {
     unreadable: Counter,
     /// Receipts that found no room on their way to another owner.
     pub receipts_dropped: Counter,
+    /// Changes of the registry that stand in Redis.
+    pub registry_written: Counter,
+    /// Changes of the registry that found no room, or that Redis did not take; everything is written again then.
+    pub registry_dropped: Counter,
+    /// Changes of the registry that Redis has from a later owner of the partition.
+    pub registry_outdated: Counter,
+    /// Times that everything registered in a partition was written again.
+    pub registry_rewrites: Counter,
     /// Links accepted.
     pub links_accepted: Counter,
     /// Links ended, for whatever reason.
@@ -83,6 +91,13 @@ impl Metrics {
         let store_errors = counter("store_errors", "Reads and writes of the store that failed");
         let unreadable = counter("records_unreadable", "Log records that could not be read");
         let receipts_dropped = counter("receipts_dropped", "Receipts that found no room");
+        let registry_written = counter("registry_written", "Changes that stand in Redis");
+        let registry_dropped =
+            counter("registry_dropped", "Changes that found no room or that Redis did not take");
+        let registry_outdated =
+            counter("registry_outdated", "Changes that Redis has from a later owner");
+        let registry_rewrites =
+            counter("registry_rewrites", "Partitions whose registrations were all written again");
         let links_accepted = counter("links_accepted", "Links accepted");
         let links_ended = counter("links_ended", "Links ended");
         let links_overflowed = counter("links_overflowed", "Links closed with too much to write");
@@ -124,6 +139,10 @@ impl Metrics {
             store_errors,
             unreadable,
             receipts_dropped,
+            registry_written,
+            registry_dropped,
+            registry_outdated,
+            registry_rewrites,
             links_accepted,
             links_ended,
             links_overflowed,

@@ -27,6 +27,7 @@ use crate::metrics::{Held, Metrics};
 use crate::outgoing::Outgoing;
 use crate::queue::committer::{Reply, Request};
 use crate::queue::{Offset, PartitionId};
+use crate::registry::view::{Teller, View};
 use crate::registry::{EdgeId, Session};
 use crate::state::Writer;
 use crate::store::{Checkpoint, StoreError};
@@ -95,6 +96,8 @@ pub struct Ways {
     pub saver: blocking::Sender<SaveRequest>,
     /// To the keeper, where there is one.
     pub keeper: mpsc::UnboundedSender<Notice>,
+    /// Where registries are told to, when they are.
+    pub view: Option<Arc<View>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Of the whole router.
@@ -134,6 +137,8 @@ pub struct Owner {
     saving: usize,
     /// Place of the Hub that went on last with what it had left for later.
     worked: usize,
+    /// Where registries are told to, when they are.
+    teller: Option<Teller>,
     clock: Clock,
 }
 
@@ -176,8 +181,8 @@ struct Leaving {
 
 impl Place {
     /// The Hub, when it takes events of links and of time.
-    fn served(&mut self) -> Option<&mut Hub> {
-        self.hub.as_mut().filter(|_| self.leaving.is_none())
+    fn served(&self) -> Option<&Hub> {
+        self.hub.as_ref().filter(|_| self.leaving.is_none())
     }
 
     fn has_work(&self) -> bool {
@@ -206,7 +211,8 @@ impl Owner {
             let place = usize::from(hub.partition()) / owners;
             places[place].hub = Some(hub);
         }
-        Self {
+        let teller = ways.view.clone().map(Teller::new);
+        let owner = Self {
             index,
             places,
             ways,
@@ -219,8 +225,11 @@ impl Owner {
             receipts: Vec::new(),
             saving: 0,
             worked: 0,
+            teller,
             clock: Clock::real(),
-        }
+        };
+        owner.note_served();
+        owner
     }
 
     /// The same by another clock.
@@ -265,6 +274,7 @@ impl Owner {
     /// Tells Hubs the time: about ten times a second.
     pub fn tick(&mut self) {
         self.apply_all(|| Event::Tick);
+        self.walk_registries();
     }
 
     /// Ends a turn, in which messages and answers were handled: goes on with what was left, and lets out what has gathered.
@@ -343,6 +353,7 @@ impl Owner {
                 if !save {
                     place.drop_hub();
                 }
+                self.note_served();
             }
         }
     }
@@ -352,11 +363,26 @@ impl Owner {
         let Some(place) = self.place(partition) else { return };
         place.drop_hub();
         place.hub = Some(hub);
+        self.note_served();
         let links: Vec<_> =
             self.links.iter().map(|(edge, (session, _))| (*edge, *session)).collect();
         for (edge, session) in links {
             self.apply(now, partition, Event::EdgeUp(edge, session));
         }
+    }
+
+    /// Notes for the view of registries which partitions are served here.
+    fn note_served(&self) {
+        let Some(teller) = &self.teller else { return };
+        for (index, place) in self.places.iter().enumerate() {
+            teller.note_served(self.partition_at(index), place.served().map(Hub::epoch));
+        }
+    }
+
+    /// Goes on telling everything that is registered, where that is wanted.
+    fn walk_registries(&mut self) {
+        let Self { teller: Some(teller), places, .. } = self else { return };
+        teller.go_on(places.len(), |place| places[place].served());
     }
 
     /// Goes on with the partitions that leave: first what is on its way to the log, then a checkpoint.
@@ -474,6 +500,9 @@ impl Owner {
         self.records.extend(effects.append.drain(..).map(|bytes| (partition, bytes)));
         self.records_durable |= std::mem::take(&mut effects.append_durable);
         self.receipts.append(&mut effects.receipts);
+        if let Some(teller) = &mut self.teller {
+            teller.tell(partition, hub.epoch(), effects.registry.drain(..));
+        }
         for (edge, mut answer) in effects.answers.drain(..) {
             name_edges(&mut answer, |edge| self.links.get(&edge)?.1.edge());
             effects.outbound.push((edge, Outbound::QueryAnswer(answer)));
@@ -587,6 +616,7 @@ mod tests {
             memory_bytes_max: 1_000_000,
             record_bytes_max: usize::MAX,
             trace_steps_max: 0,
+            tells_registry: false,
         };
         let hub = Hub::new(0, config, Arc::new(MemoryStore::default())).unwrap();
         let (committer, requests) = blocking::channel();
@@ -595,6 +625,7 @@ mod tests {
             committer,
             saver: blocking::channel().0,
             keeper: mpsc::unbounded_channel().0,
+            view: None,
             metrics: Arc::new(Metrics::new(1)),
             partitions: 1,
         };

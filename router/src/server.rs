@@ -37,6 +37,8 @@ use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
 use crate::queue::Log;
 use crate::queue::committer::{self, Committer, Request};
+use crate::registry::redis;
+use crate::registry::view::View;
 use crate::saver::{Saver, StateLog};
 use crate::sharing::Sharing;
 use crate::store::Store;
@@ -128,7 +130,8 @@ impl Server {
         let (notices, noticed) = mpsc::unbounded_channel();
         let store: Arc<dyn Store> = Arc::<DiskStore>::clone(&self.data.store);
         let shared = engine.as_ref().map(|engine| (engine, notices));
-        let threads = Threads::start(&self.config, self.data, shared, &metrics, &health);
+        let (view, told) = redis::view(&self.config, &metrics).unzip();
+        let threads = Threads::start(&self.config, self.data, shared, view, &metrics, &health);
         let links = Arc::new(Links {
             ways: threads.ways.clone(),
             edges: Edges::default(),
@@ -143,6 +146,7 @@ impl Server {
                 })
             }),
         });
+        let publisher = told.and_then(|told| redis::publish(&self.config, &links, &health, told));
         let (stopping, stopped) = watch::channel(false);
         let admin =
             tokio::spawn(admin::serve(self.admin, Arc::clone(&metrics), Arc::clone(&health)));
@@ -180,6 +184,9 @@ impl Server {
             sharing.stop().await;
         }
         threads.stop().await;
+        if let Some(publisher) = publisher {
+            publisher.abort();
+        }
         admin.abort();
         refused.map_or(Ok(()), |reason| Err(StartError::Failed(reason)))
     }
@@ -326,6 +333,7 @@ impl Threads {
         config: &Config,
         data: Data,
         shared: Option<(&Engine, mpsc::UnboundedSender<Notice>)>,
+        view: Option<Arc<View>>,
         metrics: &Arc<Metrics>,
         health: &Arc<Health>,
     ) -> Self {
@@ -341,6 +349,7 @@ impl Threads {
             committer: to_committer,
             saver: to_saver,
             keeper: keeper.unwrap_or_else(|| mpsc::unbounded_channel().0),
+            view,
             metrics: Arc::clone(metrics),
             partitions: config.partitions,
         };

@@ -297,6 +297,7 @@ mod tests {
                 memory_bytes_max: 1_000_000,
                 record_bytes_max: usize::MAX,
                 trace_steps_max: 0,
+                tells_registry: false,
             };
             Takeover {
                 store,

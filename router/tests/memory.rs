@@ -39,6 +39,7 @@ impl World {
             memory_bytes_max: 64 * 1024 * 1024,
             record_bytes_max: usize::MAX,
             trace_steps_max: 0,
+            tells_registry: false,
         };
         let hub = Hub::new(0, config, Arc::clone(&store) as Arc<dyn Store>);
         let hub = hub.expect("a store in memory can be read");

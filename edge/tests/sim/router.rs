@@ -122,6 +122,7 @@ impl Router {
             memory_bytes_max: [700, 2_000, 1_000_000][env.rng.usize(..3)],
             record_bytes_max: usize::MAX,
             trace_steps_max: 0,
+            tells_registry: false,
         };
         let mut opener = engine.opener(Log::Messages, visitor);
         let mut hubs: Vec<Vec<Hub>> = (0..OWNERS).map(|_| Vec::new()).collect();
@@ -145,6 +146,7 @@ impl Router {
             committer: to_committer,
             saver: to_saver,
             keeper: to_keeper.clone(),
+            view: None,
             metrics: Arc::clone(&metrics),
             partitions: PARTITIONS,
         };

@@ -16,7 +16,8 @@ use super::{Effects, Hub, Now, Receipt};
 use crate::delivery::Delivery;
 use crate::inbox::{Inbox, ReceiptIds};
 use crate::limits;
-use crate::registry::{ConnectionRef, EdgeId, Outcome, Registration, Session};
+use crate::registry::view::{self, Change};
+use crate::registry::{ClientProgram, ConnectionRef, EdgeId, Outcome, Registration, Session};
 use crate::store::StoreError;
 
 impl Hub {
@@ -80,6 +81,9 @@ impl Hub {
                 out.outbound.push(disconnect_replaced(connection));
                 return;
             }
+        }
+        if self.config.tells_registry {
+            out.registry.push(came(&registration));
         }
         self.note_connections(now);
         if presence == Presence::Blank {
@@ -152,10 +156,19 @@ impl Hub {
         self.pump(now, &user, device, out);
     }
 
-    pub(super) fn handle_unregister(&mut self, now: Now, edge: EdgeId, unregister: &Unregister) {
+    pub(super) fn handle_unregister(
+        &mut self,
+        now: Now,
+        edge: EdgeId,
+        unregister: Unregister,
+        out: &mut Effects,
+    ) {
         let connection = ConnectionRef { edge, connection: unregister.connection };
         if self.registry.unregister(now.unix_ms, &unregister.user, connection) {
             detach(&mut self.users, &unregister.user, connection);
+            if self.config.tells_registry {
+                out.registry.push(Change::Left { user: unregister.user.into(), connection });
+            }
         }
     }
 
@@ -270,11 +283,36 @@ impl Hub {
     }
 
     /// Lets go of some registrations whose edge is gone, or did not tell them again.
-    pub(super) fn sweep_registry(&mut self, now: Now) {
-        let Self { registry, users, .. } = self;
+    pub(super) fn sweep_registry(&mut self, now: Now, out: &mut Effects) {
+        let Self { registry, users, config, .. } = self;
         registry.sweep(now.unix_ms, limits::SWEEP_SLOTS, |user, connection| {
             detach(users, user, connection);
+            if config.tells_registry {
+                out.registry.push(Change::Left { user: user.into(), connection });
+            }
         });
+    }
+
+    /// How many slots [`Hub::walk_registry`] has to look at.
+    #[must_use]
+    pub fn registry_slots(&self) -> usize {
+        self.registry.slots()
+    }
+
+    /// Who is registered in up to `slots_max` slots below `left`, and where to go on; at 0 everything was told.
+    #[must_use]
+    pub fn walk_registry(&self, left: usize, slots_max: usize) -> (usize, Vec<Change>) {
+        let mut changes = Vec::new();
+        let rest = self.registry.walk(left, slots_max, |user, known| {
+            changes.push(Change::Came(Box::new(view::Presence {
+                user: user.into(),
+                device: known.device.into(),
+                connection: known.connection,
+                connected_at_ms: known.connected_at_ms,
+                program: known.program.clone(),
+            })));
+        });
+        (rest, changes)
     }
 }
 
@@ -287,6 +325,19 @@ enum Presence {
     FromStore,
     /// Nothing: no message ever came, and at most this device is known, to the registry alone.
     Blank,
+}
+
+fn came(registration: &Registration<'_>) -> Change {
+    Change::Came(Box::new(view::Presence {
+        user: registration.user.into(),
+        device: registration.device.into(),
+        connection: registration.connection,
+        connected_at_ms: registration.connected_at_ms,
+        program: ClientProgram {
+            kind: registration.kind.to_owned(),
+            version: registration.version.to_owned(),
+        },
+    }))
 }
 
 fn detach(users: &mut AHashMap<Arc<str>, Inbox>, user: &str, connection: ConnectionRef) {

@@ -137,7 +137,7 @@ impl Hub {
             self.saving.flushed_at_ms = now.mono_ms;
             self.flush_cursors(out);
         }
-        self.sweep_registry(now);
+        self.sweep_registry(now, out);
         self.note_connections(now);
         if self.is_checkpoint_due(now) {
             self.save(now, Extent::Due, out);

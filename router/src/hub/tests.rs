@@ -36,6 +36,7 @@ fn config() -> HubConfig {
         memory_bytes_max: 1_000_000,
         record_bytes_max: usize::MAX,
         trace_steps_max: 12,
+        tells_registry: false,
     }
 }
 

@@ -177,12 +177,34 @@ impl Registry {
     /// The live connections of a user.
     pub fn live<'a>(&'a self, user: &str) -> impl Iterator<Item = Known<'a>> {
         let slots = self.places(user).map(|place| self.slots.get(place));
-        slots.filter(|slot| self.is_slot_live(slot)).map(|slot| Known {
-            connection: slot.connection(),
-            device: slot.device(),
-            connected_at_ms: slot.at_ms,
-            program: self.programs.get(slot.program),
-        })
+        slots.filter(|slot| self.is_slot_live(slot)).map(|slot| self.known(slot))
+    }
+
+    /// How many slots [`Registry::walk`] has to look at.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Looks at up to `slots_max` slots below `left`, and tells users and connections that are registered there, suspended ones
+    /// included. Answers where to go on; everything was told at 0. What comes and goes between two calls may be told twice,
+    /// and is never left out.
+    pub fn walk(
+        &self,
+        left: usize,
+        slots_max: usize,
+        mut told: impl FnMut(&str, Known<'_>),
+    ) -> usize {
+        // From the end down, as in `sweep`.
+        let top = left.min(self.slots.len());
+        let rest = top.saturating_sub(slots_max);
+        for place in (rest..top).rev() {
+            let slot = self.slots.get(place as Place);
+            if self.counts(slot) {
+                told(slot.user(), self.known(slot));
+            }
+        }
+        rest
     }
 
     /// How many connections are registered, suspended ones included.
@@ -266,6 +288,15 @@ impl Registry {
 
     fn is_slot_live(&self, slot: &Slot) -> bool {
         slot.mark != Mark::Departed && self.is_current(slot.edge, slot.session)
+    }
+
+    fn known<'a>(&'a self, slot: &'a Slot) -> Known<'a> {
+        Known {
+            connection: slot.connection(),
+            device: slot.device(),
+            connected_at_ms: slot.at_ms,
+            program: self.programs.get(slot.program),
+        }
     }
 
     /// Place of the user's first slot. An unrecorded one is alone, and so the first.
@@ -601,6 +632,33 @@ mod tests {
         found.truncate(5);
         found.sort_unstable();
         assert_eq!(found.concat(), "user 0user 2user 4user 6user 8");
+    }
+
+    #[test]
+    fn a_walk_tells_everybody_whoever_comes_and_goes_between_its_steps() {
+        let mut registry = two_edges();
+        for number in 0..100 {
+            registry.tell(&format!("user {number}"), EDGE, number, 1, 0);
+        }
+        registry.tell("of an edge that is gone", OTHER, 1, 1, 0);
+        registry.edge_gone(OTHER, Session(1));
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut gone = Vec::new();
+        let mut told = Vec::new();
+        let mut left = registry.slots();
+        while left > 0 {
+            left = registry.walk(left, 7, |user, known| {
+                assert_eq!(user, format!("user {}", known.connection.connection));
+                told.push(known.connection.connection);
+            });
+            let number = random.u64(..100);
+            if registry.unregister(0, &format!("user {number}"), connection(EDGE, number)) {
+                gone.push(number);
+            }
+        }
+        for number in (0..100).filter(|number| !gone.contains(number)) {
+            assert!(told.contains(&number), "{number} was not told");
+        }
     }
 
     /// Random registrations, some of many devices of a user, against a plain list.

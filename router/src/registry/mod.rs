@@ -20,7 +20,9 @@
 
 pub mod local;
 mod programs;
+pub mod redis;
 mod slots;
+pub mod view;
 
 /// One start of one edge: an edge that was started anew is another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,6 +14,7 @@ mod faults;
 mod harness;
 mod inboxes;
 mod links;
+mod redis;
 mod restart;
 mod start;
 mod traffic;
