@@ -20,6 +20,7 @@ mod clients;
 mod doubts;
 mod journal;
 pub mod queries;
+mod rows;
 mod saving;
 mod sends;
 #[cfg(test)]
@@ -216,6 +217,7 @@ pub struct Hub {
     replayed: u64,
     doubts: Doubts,
     saving: saving::Saving,
+    rows: rows::Rows,
     journal: Journal,
 }
 
@@ -270,6 +272,7 @@ impl Hub {
             replayed: 0,
             doubts: Doubts::default(),
             saving: saving::Saving::default(),
+            rows: rows::Rows::default(),
         })
     }
 
@@ -355,7 +358,7 @@ impl Hub {
             Event::GoOn => self.sweep_registry(now, out),
             Event::Receipt(receipt) => self.handle_receipt(&receipt, out),
             Event::Committed(offset) => self.handle_committed(now, offset, out),
-            Event::Refused(reason) => self.handle_refused(&reason, out),
+            Event::Refused(reason) => self.handle_refused(now, &reason, out),
             Event::Replayed(offset, bytes) => self.handle_replayed(now, offset, bytes, out),
             Event::Saved(result) => self.handle_saved(now, result, out),
             Event::Tick => self.handle_tick(now, out),
@@ -481,6 +484,9 @@ impl Hub {
         out: &mut Effects,
     ) {
         let key = self.key(&message.from, &message.to, &message.client_message_id);
+        if !self.rows.is_empty() {
+            self.rows.note_stored(self.key(&message.from, &message.to, ""), key);
+        }
         let waiters = self.waiting.remove(&key);
         let Some((user, _)) = self.users.get_key_value(message.to.as_str()) else { return };
         let user = Arc::clone(user);

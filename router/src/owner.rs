@@ -132,6 +132,8 @@ pub struct Owner {
     /// Bytes with the committer, by request.
     appending: VecDeque<usize>,
     appending_bytes: usize,
+    /// Refusals of the committer that were heard.
+    refusals: u64,
     receipts: Vec<Receipt>,
     /// Partitions whose checkpoint is on its way.
     saving: usize,
@@ -222,6 +224,7 @@ impl Owner {
             records_durable: false,
             appending: VecDeque::new(),
             appending_bytes: 0,
+            refusals: 0,
             receipts: Vec::new(),
             saving: 0,
             worked: 0,
@@ -429,6 +432,7 @@ impl Owner {
             }
             Answer::Queue(Reply::Refused(partitions, reason)) => {
                 self.note_answered();
+                self.refusals += 1;
                 for partition in partitions {
                     if !self.is_stale_append(partition) {
                         self.apply(now, partition, Event::Refused(Arc::clone(&reason)));
@@ -525,7 +529,8 @@ impl Owner {
             self.appending.push_back(bytes);
             self.appending_bytes += bytes;
             let durable = std::mem::take(&mut self.records_durable);
-            let request = Request::Append { owner: self.index, records, durable };
+            let (owner, refusals) = (self.index, self.refusals);
+            let request = Request::Append { owner, records, durable, refusals };
             // The committer ends only after the owners.
             let _ = self.ways.committer.send(request);
         }

@@ -31,6 +31,7 @@ impl Hub {
             return;
         }
         if let Some(reason) = self.overload() {
+            self.rows.note_refused(now.mono_ms, self.pair(&send.from, &send.to_user), key);
             out.counts.refused += 1;
             answer_send(waiter, Err(failure(error::Code::Overloaded, reason, true)), out);
             return;
@@ -42,13 +43,31 @@ impl Hub {
                 out.counts.repeated += 1;
                 answer_send(waiter, Ok(known), out);
             }
-            Ok(None) => self.append(now, key, waiter, send, out),
+            Ok(None) => {
+                let is_held = !self.rows.is_empty() && {
+                    let pair = self.pair(&send.from, &send.to_user);
+                    self.rows.holds(now.mono_ms, pair, key)
+                };
+                if is_held {
+                    out.counts.refused += 1;
+                    let failure = unavailable("a message before this one was not stored");
+                    answer_send(waiter, Err(failure), out);
+                } else {
+                    self.append(now, key, waiter, send, out);
+                }
+            }
             Err(error) => {
+                self.rows.note_refused(now.mono_ms, self.pair(&send.from, &send.to_user), key);
                 out.counts.store_errors += 1;
                 out.counts.refused += 1;
                 answer_send(waiter, Err(unavailable(&error.0)), out);
             }
         }
+    }
+
+    /// What all messages from one user to another have in common.
+    fn pair(&self, from: &str, to: &str) -> SendKey {
+        self.key(from, to, "")
     }
 
     /// Why no more messages can be taken in: what is in memory alone has reached its bound.
@@ -85,13 +104,15 @@ impl Hub {
         self.waiting.insert(key, vec![waiter]);
     }
 
-    pub(super) fn handle_refused(&mut self, reason: &Arc<str>, out: &mut Effects) {
+    pub(super) fn handle_refused(&mut self, now: Now, reason: &Arc<str>, out: &mut Effects) {
         let Some(appending) = self.appending.pop_front() else { return };
         match appending.kind {
             Kind::Message(message) => {
                 let key = self.key(&message.from, &message.to, &message.client_message_id);
                 // Nobody waits when the same message was found in the log meanwhile.
                 let Some(waiters) = self.waiting.remove(&key) else { return };
+                let pair = self.pair(&message.from, &message.to);
+                self.rows.note_refused(now.mono_ms, pair, key);
                 if let Some(inbox) = self.users.get_mut(message.to.as_str()) {
                     inbox.appending = inbox.appending.saturating_sub(1);
                 }

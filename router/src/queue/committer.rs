@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use ahash::AHashMap;
 use bytes::Bytes;
 
 use super::{Batch, Offset, Opener, PartitionId, Queue, QueueError, Record};
@@ -32,6 +33,9 @@ pub enum Request {
         records: Vec<(PartitionId, Bytes)>,
         /// Whether somebody waits for it.
         durable: bool,
+        /// How many refusals the owner has heard of. What it asks before it has heard of the last is refused too, or it would get
+        /// in before what was refused and is asked again.
+        refusals: u64,
     },
     /// The log of a partition is not needed below an offset.
     Trim(PartitionId, Offset),
@@ -123,8 +127,10 @@ impl Committer {
         while !round.is_full()
             && let Some(request) = requests.next()
         {
-            round.add(request);
             is_idle = false;
+            if !self.refuse_stale(round, &request) {
+                round.add(request);
+            }
         }
         if is_idle {
             let _ = self.check_space(space);
@@ -134,6 +140,19 @@ impl Committer {
         }
         self.watch(watch, backoff);
         self.serve(round, space, backoff);
+    }
+
+    /// Refuses an append whose owner has not heard of the last refusal. Those of its appends that are in the round had heard of
+    /// as many at least, so answers stay in order.
+    fn refuse_stale(&mut self, round: &mut Round, request: &Request) -> bool {
+        let Request::Append { owner, records, refusals, .. } = request else { return false };
+        if round.refusals.get(owner).is_none_or(|told| refusals >= told) {
+            return false;
+        }
+        *round.refusals.entry(*owner).or_default() += 1;
+        let partitions = records.iter().map(|(partition, _)| *partition).collect();
+        (self.replies)(*owner, Reply::Refused(partitions, "an append before it failed".into()));
+        true
     }
 
     fn serve(&mut self, round: &mut Round, space: &mut Space, backoff: &mut Backoff) {
@@ -301,6 +320,7 @@ impl Committer {
         let mut refused = round.batch.records.drain(..);
         for (owner, count) in round.askers.drain(..) {
             let partitions = refused.by_ref().take(count).map(|(partition, _)| partition).collect();
+            *round.refusals.entry(owner).or_default() += 1;
             (self.replies)(owner, Reply::Refused(partitions, Arc::clone(&reason)));
         }
         drop(refused);
@@ -353,13 +373,15 @@ struct Round {
     trims: Vec<(PartitionId, Offset)>,
     /// Partitions that come, with the offset that their owner expects next, and that go.
     moves: Vec<(PartitionId, Option<Offset>)>,
+    /// Refusals that each owner was told.
+    refusals: AHashMap<usize, u64>,
     stop: bool,
 }
 
 impl Round {
     fn add(&mut self, request: Request) {
         match request {
-            Request::Append { owner, records, durable } => {
+            Request::Append { owner, records, durable, refusals: _ } => {
                 self.askers.push((owner, records.len()));
                 self.bytes += records.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
                 self.batch.records.extend(records);
@@ -471,6 +493,7 @@ pub fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread::JoinHandle;
@@ -488,6 +511,8 @@ mod tests {
         requests: Option<Sender<Request>>,
         replies: Receiver<(usize, Reply)>,
         thread: Option<JoinHandle<()>>,
+        /// Refusals heard, by owner.
+        refusals: RefCell<[u64; 2]>,
     }
 
     impl Running {
@@ -511,7 +536,7 @@ mod tests {
             };
             let thread = std::thread::spawn(move || committer.run(&from_us));
             let (requests, thread) = (Some(requests), Some(thread));
-            Self { log, free, health, requests, replies, thread }
+            Self { log, free, health, requests, replies, thread, refusals: RefCell::default() }
         }
 
         fn append(&self, owner: usize, records: &[(PartitionId, &str)]) {
@@ -519,7 +544,8 @@ mod tests {
                 .iter()
                 .map(|(partition, text)| (*partition, Bytes::copy_from_slice(text.as_bytes())))
                 .collect();
-            let request = Request::Append { owner, records, durable: true };
+            let refusals = self.refusals.borrow()[owner];
+            let request = Request::Append { owner, records, durable: true, refusals };
             self.requests.as_ref().unwrap().send(request).unwrap();
         }
 
@@ -536,7 +562,10 @@ mod tests {
 
         fn refused(&self) -> (usize, Vec<PartitionId>, String) {
             match self.reply() {
-                (owner, Reply::Refused(partitions, why)) => (owner, partitions, why.to_string()),
+                (owner, Reply::Refused(partitions, why)) => {
+                    self.refusals.borrow_mut()[owner] += 1;
+                    (owner, partitions, why.to_string())
+                }
                 (_, other) => panic!("wanted Refused, got {other:?}"),
             }
         }
@@ -648,7 +677,7 @@ mod tests {
             clock: Box::new(now),
         };
         let records = vec![(2, Bytes::from_static(b"of before"))];
-        let append = Request::Append { owner: 0, records, durable: true };
+        let append = Request::Append { owner: 0, records, durable: true, refusals: 0 };
         let mut requests = [append, Request::LetGo(2), Request::Adopt(2, 1)].into_iter();
         let mut progress = Progress::default();
         while requests.len() > 0 {
@@ -657,6 +686,26 @@ mod tests {
         assert!(matches!(told.try_recv().unwrap(), (0, Reply::Committed(_))), "passed over");
         let (_, Reply::Replayed(found)) = told.try_recv().unwrap() else { panic!() };
         assert_eq!((found.len(), found[0].1.offset), (1, 1));
+    }
+
+    #[test]
+    fn what_an_owner_asked_before_it_heard_of_a_failure_is_refused_too() {
+        let running = Running::start();
+        running.log.set_fault(Fault::Refuse);
+        running.append(0, &[(2, "first")]);
+        let heard = running.replies.recv_timeout(DEADLINE).unwrap();
+        assert!(matches!(heard, (0, Reply::Refused(..))), "{heard:?}");
+        running.log.set_fault(Fault::None);
+        running.wait_until_healthy();
+        // The owner has not heard it yet.
+        running.append(0, &[(2, "second")]);
+        running.append(1, &[(3, "another's")]);
+        let (owner, _, why) = running.refused();
+        assert_eq!((owner, why.as_str()), (0, "an append before it failed"));
+        assert_eq!(running.committed(), (1, vec![(3, 1)]));
+        running.refusals.borrow_mut()[0] += 1;
+        running.append(0, &[(2, "first"), (2, "second")]);
+        assert_eq!(running.committed(), (0, vec![(2, 1), (2, 2)]));
     }
 
     #[test]
