@@ -10,7 +10,7 @@
 #   make services-down  ends them
 #   make conformance  the Autobahn suite against the edge, over ws and wss: RFC 6455 and RFC 7692, every case strict
 #
-# Needs: stable Rust; for test also Go, Java and Maven (the real servers); for test and conformance Python 3 with venv and Node.js; for lint shellcheck; for peers what
+# Needs: stable Rust; for test also Go, Java, Maven and Redis (the real servers); for test and conformance Python 3 with venv and Node.js; for lint shellcheck; for peers what
 # bench/peers/README.md says.
 
 .PHONY: run router test lint bench peers conformance services-up services-down

@@ -38,11 +38,12 @@ impl Cluster {
     fn knobs(&self) -> Vec<String> {
         let address = std::fs::read_to_string(self.folder().join("address")).unwrap();
         let urls = address.trim().split(',').map(|at| format!("--redis-url=redis://{at}"));
-        urls.chain(["--registry=redis".to_owned(), "--lease=2s".to_owned()]).collect()
+        urls.chain(["--registry=redis".to_owned()]).collect()
     }
 
-    fn router(&self, folder: &Path) -> Router {
-        let knobs = self.knobs();
+    fn router(&self, folder: &Path, lease: &str) -> Router {
+        let mut knobs = self.knobs();
+        knobs.push(format!("--lease={lease}"));
         Router::start(folder, &knobs.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -84,7 +85,7 @@ impl Drop for Cluster {
 fn others_read_who_is_online_and_a_router_that_dies_takes_its_users_along() {
     let cluster = Cluster::start();
     let folder = TempDir::new().unwrap();
-    let mut router = cluster.router(folder.path());
+    let mut router = cluster.router(folder.path(), "2s");
     let mut edge = router.edge("edge-1", 1);
     edge.register(register(1, "bob", "phone", None));
     edge.register(register(2, "carol", "phone", None));
@@ -94,7 +95,7 @@ fn others_read_who_is_online_and_a_router_that_dies_takes_its_users_along() {
 
     router.kill();
     cluster.wait_until_online(&[("bob", &[])]);
-    let router = cluster.router(folder.path());
+    let router = cluster.router(folder.path(), "2s");
     let mut edge = router.edge("edge-1", 1);
     edge.register(register(1, "bob", "phone", None));
     cluster.wait_until_online(&[("bob", &[1])]);
@@ -107,7 +108,7 @@ fn others_read_who_is_online_and_a_router_that_dies_takes_its_users_along() {
 fn while_redis_is_away_messages_flow_and_what_it_missed_is_told_when_it_is_back() {
     let cluster = Cluster::start();
     let folder = TempDir::new().unwrap();
-    let router = cluster.router(folder.path());
+    let router = cluster.router(folder.path(), "10min");
     let mut edge = router.edge("edge-1", 1);
     edge.register(register(1, "bob", "phone", None));
     edge.register(register(2, "carol", "phone", None));

@@ -264,7 +264,6 @@ async fn slots_that_move_while_users_come_lose_nobody() {
         .zip(&numbers)
         .map(|(user, number)| (&**user, if number[0] < 1_500 { &[][..] } else { &number[..] }));
     router.until_online(&reader, &wanted.collect::<Vec<_>>()).await;
-    eprintln!("{} changes were dropped, and told again", router.metrics.registry_dropped.get());
 }
 
 /// Moves slots, with what is in them, from the first server to the second.
