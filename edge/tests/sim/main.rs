@@ -35,7 +35,7 @@ use crate::history::History;
 use crate::world::World;
 
 /// Seeds of an everyday run, for one router and for several.
-const SEEDS: [u64; 2] = [400, 1_600];
+const SEEDS: [u64; 2] = [100, 200];
 /// Seeds within which a planted fault has to be found.
 const CANARY_SEEDS: u64 = 200;
 /// Routers that share an engine.
