@@ -224,6 +224,8 @@ pub struct Follower {
     epoch: u64,
     seed: Option<u64>,
     parts: Vec<PartRecord>,
+    /// The furthest that a change was. One that was not answered may stand behind a later one, and would go back.
+    applied: Offset,
 }
 
 /// A change of which every part is there.
@@ -236,13 +238,14 @@ pub struct Change {
 }
 
 impl Follower {
-    /// One that goes on behind what a store has.
+    /// One that goes on behind what a store has, which holds the messages log up to `applied`.
     #[must_use]
-    pub fn behind(place: Option<StatePlace>) -> Self {
+    pub fn behind(place: Option<StatePlace>, applied: Offset) -> Self {
         Self {
             epoch: place.map_or(0, |place| place.epoch),
             seed: place.map(|place| place.seed),
             parts: Vec::new(),
+            applied,
         }
     }
 
@@ -286,7 +289,8 @@ impl Follower {
             // The rest of one whose beginning was not written.
             return Ok(None);
         }
-        let is_last = part.last;
+        let is_last = part.last && part.applied >= self.applied;
+        self.applied = self.applied.max(part.applied);
         self.parts.push(part);
         Ok(is_last.then(|| self.finish(partition, offset, record.seed)))
     }
@@ -375,7 +379,7 @@ mod tests {
         assert_eq!(follower.seed(), Some(9), "of the first opening");
         // Also where the reader begins behind the opening.
         let place = StatePlace { offset: 3, epoch: 3, seed: 9 };
-        let mut follower = Follower::behind(Some(place));
+        let mut follower = Follower::behind(Some(place), 0);
         assert_eq!(read(&mut follower, 4, &log.concat()[3..]).len(), 1);
     }
 
@@ -391,10 +395,19 @@ mod tests {
     }
 
     #[test]
+    fn a_change_that_came_in_late_does_not_go_back() {
+        let writer = Writer { epoch: 1, seed: 9 };
+        let log = [40, 50, 45, 50].map(|at| writer.change(&checkpoint(at, 0), 1_000)).concat();
+        let changes = read(&mut Follower::default(), 2, &log);
+        let applied: Vec<_> = changes.iter().map(|change| change.checkpoint.applied).collect();
+        assert_eq!(applied, [40, 50, 50]);
+    }
+
+    #[test]
     fn another_clusters_log_is_told() {
         let records = Writer { epoch: 1, seed: 8 }.change(&checkpoint(10, 0), 1_000);
         let place = StatePlace { offset: 3, epoch: 1, seed: 9 };
-        let error = Follower::behind(Some(place)).read(1, 4, &records[0]).unwrap_err();
+        let error = Follower::behind(Some(place), 0).read(1, 4, &records[0]).unwrap_err();
         assert!(error.contains("data folder"), "{error}");
     }
 }
