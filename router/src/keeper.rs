@@ -160,7 +160,11 @@ impl Keeper {
                         let _ = is_gone.await;
                     }
                     let _ = ways.committer.send(Request::LetGo(partition));
-                    let _ = ways.saver.send(SaveRequest::LetGo(partition));
+                    // Its last checkpoint may be on its way into the store, where the next takeover here will write.
+                    let (settled, is_settled) = oneshot::channel();
+                    if ways.saver.send(SaveRequest::LetGo(partition, settled)).is_ok() {
+                        let _ = is_settled.await;
+                    }
                     Done::Gone(partition)
                 }));
             }

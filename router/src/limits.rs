@@ -88,7 +88,9 @@ pub const REOPEN_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(5));
 /// Where a log does not refuse former owners: how often the committer looks for what they appended.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// And at how many partitions.
+/// And where it does: one partition each time.
+pub const FENCED_WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// At how many partitions, where it does not.
 pub const WATCHED_AT_ONCE: usize = 2;
 /// How old the last look at the free space may be.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);

@@ -79,8 +79,8 @@ pub enum SaveRequest {
     Write(usize, Checkpoint),
     /// A partition is served here from now on: how its state log is written, and where it ends.
     Adopt(PartitionId, Writer, Offset),
-    /// A partition is not served here any more.
-    LetGo(PartitionId),
+    /// A partition is not served here any more; told when nothing of it is being written.
+    LetGo(PartitionId, oneshot::Sender<()>),
     /// End.
     Stop,
 }

@@ -74,8 +74,9 @@ impl Saver {
                     log.tails.insert(partition, Tail { writer, next, ..Tail::default() });
                 }
             }
-            SaveRequest::LetGo(partition) => {
+            SaveRequest::LetGo(partition, settled) => {
                 self.log.as_mut().map(|log| log.tails.remove(&partition));
+                let _ = settled.send(());
             }
             SaveRequest::Stop => {}
         }

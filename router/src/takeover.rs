@@ -165,7 +165,7 @@ impl Takeover {
     pub fn follow(&mut self, opened: &Opened) -> Result<(), NotTaken> {
         let Opened { partition, known, epoch: opening } = *opened;
         let mut place = known;
-        let mut follower = Follower::behind(known, known_applied);
+        let mut follower = Follower::behind(known, self.store.applied(partition)?);
         let mut found = Vec::new();
         let mut next = known.map_or(1, |known| known.offset + 1);
         while next <= opening {

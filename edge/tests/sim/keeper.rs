@@ -163,7 +163,10 @@ impl Keeper {
             State::Leaving(gone) => {
                 if !matches!(gone.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
                     let _ = tools.ways.committer.send(Request::LetGo(partition));
-                    let _ = tools.ways.saver.send(SaveRequest::LetGo(partition));
+                    let _ = tools
+                        .ways
+                        .saver
+                        .send(SaveRequest::LetGo(partition, tokio::sync::oneshot::channel().0));
                     self.note_gone(partition);
                 }
             }

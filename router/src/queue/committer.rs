@@ -104,7 +104,8 @@ impl Committer {
                 None => Some(progress.backoff.remaining((self.clock)())),
                 Some(queue) if !queue.is_fenced() => Some(limits::WATCH_INTERVAL),
                 // The health check shall know when there is room again, also when nobody sends.
-                Some(_) => progress.space.result.is_err().then_some(limits::DISK_CHECK_INTERVAL),
+                Some(_) if progress.space.result.is_err() => Some(limits::DISK_CHECK_INTERVAL),
+                Some(_) => Some(limits::FENCED_WATCH_INTERVAL),
             };
             let first = match wait {
                 None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -195,15 +196,20 @@ impl Committer {
 
     /// Looks whether others appended, where the engine lets them: at a few partitions each time.
     fn watch(&mut self, watch: &mut Watch, backoff: &mut Backoff) {
-        if self.queue.as_ref().is_none_or(|queue| queue.is_fenced())
-            || !watch.is_due((self.clock)())
-        {
+        let Some(queue) = &self.queue else { return };
+        // Behind a fence nothing gets in unseen, but a former owner who has nothing to append would never find out.
+        let (interval, at_once) = if queue.is_fenced() {
+            (limits::FENCED_WATCH_INTERVAL, 1)
+        } else {
+            (limits::WATCH_INTERVAL, limits::WATCHED_AT_ONCE)
+        };
+        if !watch.is_due((self.clock)(), interval) {
             return;
         }
         let served = |at: &usize| self.expected.get(*at).is_some_and(Option::is_some);
         let count = self.expected.len();
         let places = (0..count).map(|step| (watch.next + step) % count).filter(served);
-        let places: Vec<usize> = places.take(limits::WATCHED_AT_ONCE).collect();
+        let places: Vec<usize> = places.take(at_once).collect();
         for place in places {
             watch.next = place + 1;
             if let Err(error) = self.catch_up(place as PartitionId, Offset::MAX) {
@@ -413,10 +419,10 @@ struct Watch {
 }
 
 impl Watch {
-    fn is_due(&mut self, now: Instant) -> bool {
+    fn is_due(&mut self, now: Instant, interval: Duration) -> bool {
         let is_due = self.due_at.is_none_or(|due_at| due_at <= now);
         if is_due {
-            self.due_at = Some(now + limits::WATCH_INTERVAL);
+            self.due_at = Some(now + interval);
         }
         is_due
     }
