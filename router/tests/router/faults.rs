@@ -81,7 +81,9 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
     assert!(router.is_running());
     std::fs::remove_file(&ballast).unwrap();
     router.wait_until("it works again", |router| router.get("/healthz").0 == 200);
-    assert_eq!(edge.send(message(2, "alice", "bob", "after", "hello")).failure, None);
+    let again = edge.send(message(2, "alice", "bob", &number.to_string(), &large));
+    assert_eq!(again.failure, None, "what was refused comes first");
+    assert_eq!(edge.send(message(3, "alice", "bob", "after", "hello")).failure, None);
     let again = edge.send(message(3, "alice", "bob", "before", "hello"));
     assert_eq!(again.message_id, before.message_id);
     drop(router);
