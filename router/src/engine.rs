@@ -75,7 +75,8 @@ impl Engine {
             #[cfg(feature = "kafka")]
             Some(Connected::Kafka(_)) => {
                 let (config, cluster) = (config.kafka.clone(), config.cluster.clone());
-                let params = claims::kafka::Params { config, cluster, router_id };
+                let name_patience = claims::kafka::NAME_PATIENCE;
+                let params = claims::kafka::Params { config, cluster, router_id, name_patience };
                 tokio::task::spawn_blocking(move || claims::kafka::run(&params, ends))
                     .await
                     .map_err(|error| error.to_string())?

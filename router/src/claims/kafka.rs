@@ -33,6 +33,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 const OFFER_PAUSE: Duration = Duration::from_secs(3);
 /// How long the group may hear nothing of our thread before it takes the router for stuck.
 const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// A group in which members come and go waits for one that is dead as long as for one that is slow.
+pub const NAME_PATIENCE: Duration = POLL_INTERVAL_MAX;
 /// Longest time until a word of the router is heard.
 const TURN: Duration = Duration::from_millis(50);
 /// Longest wait for the group to say who its members are.
@@ -49,6 +51,8 @@ pub struct Params {
     pub cluster: String,
     /// Name of this router, which no other of the cluster may have.
     pub router_id: String,
+    /// How long beyond a session a name may be taken by one that is dead: [`NAME_PATIENCE`].
+    pub name_patience: Duration,
 }
 
 /// Claims partitions until it is told to stop, then leaves the group. Blocks: for a thread of its own. Brokers that do not answer are
@@ -201,7 +205,8 @@ impl Member {
                         return Ok(true);
                     };
                     let since = *taken_since.get_or_insert_with(now);
-                    if since.elapsed() > params.config.kafka_session_timeout + MEMBERS_TIMEOUT {
+                    let longest = params.config.kafka_session_timeout + params.name_patience;
+                    if since.elapsed() > longest + MEMBERS_TIMEOUT {
                         return Err(format!(
                             "--router-id: another router of cluster {} is called {} too, at {}: every router needs a name of its own",
                             params.cluster,
@@ -396,7 +401,8 @@ mod tests {
             let (to_us, changes) = unbounded_channel();
             let (tell, told) = unbounded_channel();
             let (config, router_id) = (config.clone(), router_id.to_owned());
-            let params = Params { config, cluster: "test".to_owned(), router_id };
+            let (cluster, name_patience) = ("test".to_owned(), Duration::ZERO);
+            let params = Params { config, cluster, router_id, name_patience };
             let ends = Ends { changes: to_us, told };
             Self { tell, changes, thread: std::thread::spawn(move || run(&params, ends)) }
         }
