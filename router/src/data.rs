@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::engine::EngineKind;
 use crate::hub::{Effects, Event, Hub, Now};
+use crate::link::unix_ms;
 use crate::queue::committer::replay;
 use crate::queue::embedded::EmbeddedOpener;
 use crate::queue::{Opener as _, Queue};
-use crate::server::{StartError, unix_ms, usage};
+use crate::server::{StartError, usage};
 use crate::store::Store;
 use crate::store::disk::{DiskStore, OpenError};
 

@@ -17,8 +17,9 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, SaveRequest};
 use crate::queue::{Batch, Offset, Opener, PartitionId, Queue, QueueError};
-use crate::state::{Writer, opened_by};
+use crate::state::Writer;
 use crate::store::{Checkpoint, DAY_MS, Dumped, StatePlace, Store, StoreError};
+use crate::takeover::opened_between;
 
 /// The saver thread's state.
 pub struct Saver {
@@ -230,22 +231,11 @@ impl StateLog {
 
     /// Reads what stands between the end that is known and `end`: an opening means that the partition is another's.
     fn look_until(&mut self, partition: PartitionId, end: Offset) -> Result<(), StoreError> {
-        let Tail { mut next, writer, .. } = *self.tail(partition)?;
-        let mut found = Vec::new();
-        while next < end {
-            self.open()?
-                .read(partition, next, limits::REPLAY_BYTES_MAX, &mut found)
-                .map_err(told)?;
-            let Some(last) = found.last() else { break };
-            next = last.offset + 1;
-            for record in found.drain(..).filter(|record| record.offset < end) {
-                if let Some(router) = opened_by(&record.bytes) {
-                    let _ = self.keeper.send(Notice::Deposed(partition, writer.epoch));
-                    return Err(StoreError(format!("{router} has taken the partition over")));
-                }
-            }
-        }
-        Ok(())
+        let Tail { next, writer, .. } = *self.tail(partition)?;
+        let opened = opened_between(&mut **self.open()?, partition, next, end).map_err(told)?;
+        let Some(router) = opened else { return Ok(()) };
+        let _ = self.keeper.send(Notice::Deposed(partition, writer.epoch));
+        Err(StoreError(format!("{router} has taken the partition over")))
     }
 
     fn open(&mut self) -> Result<&mut Box<dyn Queue>, StoreError> {

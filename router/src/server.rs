@@ -31,7 +31,7 @@ use crate::engine::{Engine, EngineKind};
 use crate::health::{Health, Part};
 use crate::keeper::Notice;
 use crate::limits;
-use crate::link::{Links, Reader, Writer};
+use crate::link::{Links, Reader, Writer, unix_ms};
 use crate::link_tls::LinkTls;
 use crate::metrics::Metrics;
 use crate::owner::{Answer, Owner, SaveRequest, Ways};
@@ -435,11 +435,4 @@ fn free_bytes(folder: &Path) -> crate::queue::committer::FreeBytes {
         let statistics = rustix::fs::statvfs(&folder).ok()?;
         Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
     })
-}
-
-/// The wall clock, in milliseconds since the epoch.
-#[expect(clippy::disallowed_methods, reason = "the server is the rim")]
-pub(crate) fn unix_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    since.unwrap_or_default().as_millis() as i64
 }

@@ -15,9 +15,9 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::health::Health;
 use crate::keeper::{Keeper, Notice, TakeRequest};
-use crate::link::Links;
+use crate::link::{Links, unix_ms};
 use crate::queue::{Log, PartitionId};
-use crate::server::{STOP_TIMEOUT, thread, unix_ms};
+use crate::server::{STOP_TIMEOUT, thread};
 use crate::store::Store;
 use crate::takeover::{NotTaken, Taken, Takeover};
 

@@ -209,15 +209,11 @@ impl Takeover {
     /// was in front of it, and edges would not listen to this one.
     fn check_last(&mut self, opened: &Opened) -> Result<(), NotTaken> {
         let Opened { partition, epoch, .. } = *opened;
-        let (mut next, end) = (epoch + 1, self.state.refresh(partition)?);
-        let mut found = Vec::new();
-        while next < end {
-            self.state.read(partition, next, limits::REPLAY_BYTES_MAX, &mut found)?;
-            let Some(last) = found.last() else { break };
-            next = last.offset + 1;
-            if let Some(router) = found.drain(..).find_map(|record| opened_by(&record.bytes)) {
-                return Err(NotTaken(format!("{router} has taken the partition over")));
-            }
+        let next = epoch + 1;
+        if self.state.refresh(partition)? > next
+            && let Some(router) = opened_between(&mut *self.state, partition, next, Offset::MAX)?
+        {
+            return Err(NotTaken(format!("{router} has taken the partition over")));
         }
         Ok(())
     }
@@ -248,6 +244,29 @@ impl Takeover {
         }
         Ok((hub, next, replayed))
     }
+}
+
+/// Who has opened a state log between two offsets, the second not included: the first of them.
+///
+/// # Errors
+/// The log could not be read.
+pub(crate) fn opened_between(
+    state: &mut dyn Queue,
+    partition: PartitionId,
+    mut next: Offset,
+    end: Offset,
+) -> Result<Option<String>, QueueError> {
+    let mut found = Vec::new();
+    while next < end {
+        state.read(partition, next, limits::REPLAY_BYTES_MAX, &mut found)?;
+        let Some(last) = found.last() else { break };
+        next = last.offset + 1;
+        let mut before_end = found.drain(..).filter(|record| record.offset < end);
+        if let Some(router) = before_end.find_map(|record| opened_by(&record.bytes)) {
+            return Ok(Some(router));
+        }
+    }
+    Ok(None)
 }
 
 fn append(

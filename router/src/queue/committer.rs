@@ -101,17 +101,13 @@ impl Committer {
         let mut progress = Progress::default();
         while !progress.round.stop {
             let wait = match &self.queue {
-                None => Some(progress.backoff.remaining((self.clock)())),
-                Some(queue) if !queue.is_fenced() => Some(limits::WATCH_INTERVAL),
+                None => progress.backoff.remaining((self.clock)()),
+                Some(queue) if !queue.is_fenced() => limits::WATCH_INTERVAL,
                 // The health check shall know when there is room again, also when nobody sends.
-                Some(_) if progress.space.result.is_err() => Some(limits::DISK_CHECK_INTERVAL),
-                Some(_) => Some(limits::FENCED_WATCH_INTERVAL),
+                Some(_) if progress.space.result.is_err() => limits::DISK_CHECK_INTERVAL,
+                Some(_) => limits::FENCED_WATCH_INTERVAL,
             };
-            let first = match wait {
-                None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(wait) => requests.recv_timeout(wait),
-            };
-            let first = match first {
+            let first = match requests.recv_timeout(wait) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
