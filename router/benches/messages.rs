@@ -98,6 +98,7 @@ fn start_router() -> UnixStream {
         replies: Box::new(move |_, reply| drop(queue_answers.send(Answer::Queue(reply)))),
         free_bytes: Box::new(|| None),
         disk_free_min: 0,
+        commit_interval: Duration::ZERO,
         health: Arc::new(Health::default()),
         clock: Box::new(now),
     };

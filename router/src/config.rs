@@ -98,6 +98,12 @@ pub struct Config {
           value_parser = byte_size(0..=usize::MAX))]
     pub disk_free_min: usize,
 
+    /// Least time from one commit to the next. What comes earlier waits and shares a sync and its wake-ups: less CPU a message for
+    /// at most this much more latency. A message after a pause is committed at once. 0s: none waits.
+    #[arg(long, value_name = "DURATION", default_value = "5ms",
+          value_parser = duration(Duration::ZERO..=limits::COMMIT_INTERVAL_MAX))]
+    pub commit_interval: Duration,
+
     /// Memory for undelivered messages, over all partitions; past it they are read back from disk.
     #[arg(long, value_name = "SIZE", default_value = "256MiB",
           value_parser = byte_size(MIB..=usize::MAX))]

@@ -27,6 +27,9 @@ pub const EDGES_MAX: usize = 4_096;
 pub const DEVICES_MAX: usize = 16;
 /// Message ids in one receipt (client.proto).
 pub const RECEIPT_IDS_MAX: usize = 256;
+/// How long receipts are held for something else that goes out to edges, once some have gone out; an owner at rest looks ten times
+/// a second.
+pub const RECEIPTS_HELD_MS: u64 = 20;
 /// Acknowledged but unread messages of an inbox whose senders are remembered for a READ receipt.
 /// Past it the oldest gets none: receipts are best effort.
 pub const UNREAD_MAX: usize = 256;
@@ -69,6 +72,8 @@ pub const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest lease that the server API believes a router.
 pub const API_LEASE_MIN: Duration = Duration::from_millis(100);
 
+/// Longest `--commit-interval`.
+pub const COMMIT_INTERVAL_MAX: Duration = Duration::from_millis(100);
 /// Bytes of one group commit: past it the committer starts another.
 pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that one owner may have with the committer. Past it the owner takes no events from links.

@@ -66,8 +66,9 @@ async fn run(config: Config) -> ExitCode {
     }
 }
 
-/// Completes on SIGTERM or SIGINT.
+/// Completes on SIGTERM or SIGINT. SIGHUP, which the server API listens to, does not end a router without one any more.
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    drop(signal(SignalKind::hangup())?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

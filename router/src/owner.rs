@@ -134,7 +134,11 @@ pub struct Owner {
     appending_bytes: usize,
     /// Refusals of the committer that were heard.
     refusals: u64,
+    /// Receipts that wait for company, and until when.
     receipts: Vec<Receipt>,
+    receipts_due_ms: u64,
+    /// Messages were committed in this turn: their senders and recipients are told, and receipts go with that.
+    has_committed: bool,
     /// Partitions whose checkpoint is on its way.
     saving: usize,
     /// Place of the Hub that went on last with what it had left for later.
@@ -226,6 +230,8 @@ impl Owner {
             appending_bytes: 0,
             refusals: 0,
             receipts: Vec::new(),
+            receipts_due_ms: 0,
+            has_committed: false,
             saving: 0,
             worked: 0,
             teller,
@@ -424,6 +430,7 @@ impl Owner {
         match answer {
             Answer::Queue(Reply::Committed(places)) => {
                 self.note_answered();
+                self.has_committed = true;
                 for (partition, offset) in places {
                     if !self.is_stale_append(partition) {
                         self.apply(now, partition, Event::Committed(offset));
@@ -522,7 +529,11 @@ impl Owner {
 
     /// Lets out what has gathered.
     fn flush(&mut self) {
-        self.pass_receipts();
+        let now_ms = self.now().mono_ms;
+        if std::mem::take(&mut self.has_committed) || self.receipts_due_ms <= now_ms {
+            self.receipts_due_ms = now_ms + limits::RECEIPTS_HELD_MS;
+            self.pass_receipts();
+        }
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
             let bytes = records.iter().map(|(_, bytes)| bytes.len()).sum();

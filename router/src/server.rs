@@ -372,6 +372,7 @@ impl Threads {
             }),
             free_bytes: free_bytes(&config.data_dir),
             disk_free_min: config.disk_free_min as u64,
+            commit_interval: config.commit_interval,
             health: Arc::clone(health),
             clock: Box::new(committer::now),
         };

@@ -178,6 +178,7 @@ impl Router {
             }),
             free_bytes: Box::new(|| None),
             disk_free_min: 0,
+            commit_interval: Duration::ZERO,
             health: Arc::clone(&health),
             clock: Box::new(move || {
                 *BEGINNING + Duration::from_millis(clock.load(Ordering::Relaxed))

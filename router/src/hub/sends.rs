@@ -18,8 +18,7 @@ impl Hub {
         let connection = ConnectionRef { edge, connection: send.connection };
         let waiter = Waiter { connection, ticket: send.ticket };
         if let Err(failure) = check_send(&send, self.config.record_bytes_max) {
-            out.counts.refused += 1;
-            answer_send(waiter, Err(failure), out);
+            refuse(waiter, failure, out);
             return;
         }
         let key = self.key(&send.from, &send.to_user, &send.client_message_id);
@@ -32,8 +31,7 @@ impl Hub {
         }
         if let Some(reason) = self.overload() {
             self.rows.note_refused(now.mono_ms, self.pair(&send.from, &send.to_user), key);
-            out.counts.refused += 1;
-            answer_send(waiter, Err(failure(error::Code::Overloaded, reason, true)), out);
+            refuse(waiter, failure(error::Code::Overloaded, reason, true), out);
             return;
         }
         let known = self.accepted(&key, now);
@@ -49,9 +47,7 @@ impl Hub {
                     self.rows.holds(now.mono_ms, pair, key)
                 };
                 if is_held {
-                    out.counts.refused += 1;
-                    let failure = unavailable("a message before this one was not stored");
-                    answer_send(waiter, Err(failure), out);
+                    refuse(waiter, unavailable("a message before this one was not stored"), out);
                 } else {
                     self.append(now, key, waiter, send, out);
                 }
@@ -59,8 +55,7 @@ impl Hub {
             Err(error) => {
                 self.rows.note_refused(now.mono_ms, self.pair(&send.from, &send.to_user), key);
                 out.counts.store_errors += 1;
-                out.counts.refused += 1;
-                answer_send(waiter, Err(unavailable(&error.0)), out);
+                refuse(waiter, unavailable(&error.0), out);
             }
         }
     }
@@ -117,8 +112,7 @@ impl Hub {
                     inbox.appending = inbox.appending.saturating_sub(1);
                 }
                 for waiter in waiters {
-                    out.counts.refused += 1;
-                    answer_send(waiter, Err(unavailable(reason)), out);
+                    refuse(waiter, unavailable(reason), out);
                 }
             }
             Kind::Cursor(cursor) => self.unlog_cursor(&cursor),
@@ -148,6 +142,12 @@ fn check_send(send: &Send, record_bytes_max: usize) -> Result<(), Failure> {
         return Err(failure(error::Code::TooLarge, text, false));
     }
     Ok(())
+}
+
+/// Counts a refusal and tells the one who waits.
+fn refuse(waiter: Waiter, failure: Failure, out: &mut Effects) {
+    out.counts.refused += 1;
+    answer_send(waiter, Err(failure), out);
 }
 
 pub(super) fn answer_send(waiter: Waiter, result: Result<Accepted, Failure>, out: &mut Effects) {

@@ -83,6 +83,8 @@ pub struct Committer {
     pub free_bytes: FreeBytes,
     /// Below this much free space appends are refused.
     pub disk_free_min: u64,
+    /// Least time from the start of one group commit to the next. What comes earlier waits for it, and goes together.
+    pub commit_interval: Duration,
     /// Told what is wrong.
     pub health: Arc<Health>,
     /// By which it waits.
@@ -107,6 +109,15 @@ impl Committer {
                 Some(_) if progress.space.result.is_err() => limits::DISK_CHECK_INTERVAL,
                 Some(_) => limits::FENCED_WATCH_INTERVAL,
             };
+            // Before it listens: what is asked meanwhile wakes nobody.
+            let pause = progress.pace.remaining((self.clock)(), self.commit_interval);
+            if !pause.is_zero() {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "whoever asks meanwhile need not wake this thread"
+                )]
+                std::thread::sleep(pause);
+            }
             let first = match requests.recv_timeout(wait) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -119,7 +130,7 @@ impl Committer {
 
     /// One round: serves some of the requests, oldest first, and does what is due by the clock.
     pub fn turn(&mut self, progress: &mut Progress, requests: &mut dyn Iterator<Item = Request>) {
-        let Progress { round, backoff, space, watch } = progress;
+        let Progress { round, backoff, space, watch, pace } = progress;
         let mut is_idle = true;
         while !round.is_full()
             && let Some(request) = requests.next()
@@ -136,6 +147,9 @@ impl Committer {
             self.reopen(backoff);
         }
         self.watch(watch, backoff);
+        if !round.batch.records.is_empty() {
+            pace.committed_at = Some((self.clock)());
+        }
         self.serve(round, space, backoff);
     }
 
@@ -356,6 +370,7 @@ pub struct Progress {
     backoff: Backoff,
     space: Space,
     watch: Watch,
+    pace: Pace,
 }
 
 impl std::fmt::Debug for Progress {
@@ -404,6 +419,20 @@ impl Round {
     fn reset(&mut self) {
         self.batch.durable = false;
         self.bytes = 0;
+    }
+}
+
+/// When the last group commit began.
+#[derive(Default)]
+struct Pace {
+    committed_at: Option<Instant>,
+}
+
+impl Pace {
+    /// How long the next one waits for company.
+    fn remaining(&self, now: Instant, interval: Duration) -> Duration {
+        let since = |at| interval.saturating_sub(now.saturating_duration_since(at));
+        self.committed_at.map_or(Duration::ZERO, since)
     }
 }
 
@@ -533,6 +562,7 @@ mod tests {
                 replies: Box::new(move |owner, reply| drop(to_us.send((owner, reply)))),
                 free_bytes: Box::new(move || Some(free_bytes.load(Ordering::Relaxed))),
                 disk_free_min: 100,
+                commit_interval: Duration::ZERO,
                 health: Arc::clone(&health),
                 clock: Box::new(now),
             };
@@ -675,6 +705,7 @@ mod tests {
             replies: Box::new(move |owner, reply| drop(replies.send((owner, reply)))),
             free_bytes: Box::new(|| None),
             disk_free_min: 0,
+            commit_interval: Duration::ZERO,
             health: Arc::clone(&running.health),
             clock: Box::new(now),
         };
@@ -708,6 +739,38 @@ mod tests {
         running.refusals.borrow_mut()[0] += 1;
         running.append(0, &[(2, "first"), (2, "second")]);
         assert_eq!(running.committed(), (0, vec![(2, 1), (2, 2)]));
+    }
+
+    #[test]
+    fn only_a_commit_lets_the_next_one_wait_and_no_longer_than_the_interval() {
+        let log = MemoryLog::new(4);
+        let (began, interval) = (now(), Duration::from_millis(5));
+        let elapsed_ms = Arc::new(AtomicU64::new(0));
+        let clock = Arc::clone(&elapsed_ms);
+        let mut committer = Committer {
+            opener: Box::new(log.clone()),
+            queue: Some(Box::new(log)),
+            expected: vec![Some(1); 4],
+            owners: 1,
+            replies: Box::new(|_, _| {}),
+            free_bytes: Box::new(|| None),
+            disk_free_min: 0,
+            commit_interval: interval,
+            health: Arc::default(),
+            clock: Box::new(move || began + Duration::from_millis(clock.load(Ordering::Relaxed))),
+        };
+        let mut progress = Progress::default();
+        let mut turn = |at_ms: u64, records: Vec<(PartitionId, Bytes)>| {
+            elapsed_ms.store(at_ms, Ordering::Relaxed);
+            let append = Request::Append { owner: 0, records, durable: true, refusals: 0 };
+            committer.turn(&mut progress, &mut [append].into_iter());
+            progress.pace.remaining(began + Duration::from_millis(at_ms + 1), interval)
+        };
+        assert_eq!(turn(0, Vec::new()), Duration::ZERO, "nothing was committed");
+        let one = || vec![(2, Bytes::from_static(b"a"))];
+        assert_eq!(turn(10, one()), Duration::from_millis(4));
+        assert_eq!(turn(12, Vec::new()), Duration::from_millis(2), "nothing new was committed");
+        assert_eq!(turn(20, Vec::new()), Duration::ZERO);
     }
 
     #[test]

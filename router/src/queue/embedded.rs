@@ -89,7 +89,7 @@ impl<F: FileSystem> Queue for Embedded<F> {
         let mut entries: Vec<(PartitionId, BytesValue)> = Vec::with_capacity(batch.records.len());
         for (partition, bytes) in &batch.records {
             let Some(next) = self.next.get_mut(usize::from(*partition)) else {
-                return Err(QueueError(format!("the log has no partition {partition}")));
+                return Err(QueueError::no_partition(*partition));
             };
             offsets.push(*next);
             entries.push((*partition, entry(*next, bytes)));

@@ -163,8 +163,7 @@ impl KafkaLog {
     }
 
     fn end_of(&mut self, partition: PartitionId) -> Result<&mut Offset, QueueError> {
-        let missing = || QueueError(format!("the log has no partition {partition}"));
-        self.ends.get_mut(usize::from(partition)).ok_or_else(missing)
+        self.ends.get_mut(usize::from(partition)).ok_or_else(|| QueueError::no_partition(partition))
     }
 
     /// First offset of a partition and the one after its last, from its leader.
@@ -181,7 +180,7 @@ impl KafkaLog {
     fn check(&self, batch: &Batch) -> Result<(), QueueError> {
         for (partition, bytes) in &batch.records {
             if usize::from(*partition) >= self.ends.len() {
-                return Err(QueueError(format!("the log has no partition {partition}")));
+                return Err(QueueError::no_partition(*partition));
             }
             if bytes.len() > self.record_bytes_max {
                 return Err(QueueError(format!(

@@ -74,11 +74,11 @@ impl Queue for MemoryLog {
             return Err(QueueError("the log was told to refuse".to_owned()));
         }
         for (partition, bytes) in &batch.records {
-            let Some(partition) = state.partitions.get_mut(usize::from(*partition)) else {
-                return Err(QueueError(format!("the log has no partition {partition}")));
+            let Some(place) = state.partitions.get_mut(usize::from(*partition)) else {
+                return Err(QueueError::no_partition(*partition));
             };
-            offsets.push(partition.start + partition.records.len() as u64);
-            partition.records.push_back(bytes.clone());
+            offsets.push(place.start + place.records.len() as u64);
+            place.records.push_back(bytes.clone());
         }
         if state.fault == Fault::LoseAnswer {
             return Err(QueueError("the log was told to lose its answer".to_owned()));

@@ -85,6 +85,13 @@ impl std::fmt::Display for QueueError {
 
 impl std::error::Error for QueueError {}
 
+impl QueueError {
+    /// A record is for a partition that the log was not made with.
+    fn no_partition(partition: PartitionId) -> Self {
+        Self(format!("the log has no partition {partition}"))
+    }
+}
+
 /// A partitioned log. The contract is in the module's documentation.
 pub trait Queue: Send {
     /// Appends a batch and gives the offset of each record, in the order of the batch.

@@ -69,3 +69,12 @@ fn a_socket_in_use_is_named_and_a_left_over_one_is_taken() {
     router.kill();
     Router::start(folder.path(), &[]);
 }
+
+#[test]
+fn a_router_without_the_server_api_lives_through_sighup() {
+    let folder = TempDir::new().unwrap();
+    let mut router = Router::start(folder.path(), &[]);
+    router.signal(rustix::process::Signal::HUP);
+    // Handled in order: had the first one ended it, this would not be an orderly end.
+    assert!(router.terminate().success());
+}

@@ -66,7 +66,7 @@ impl NatsLog {
         }
         for (partition, bytes) in &batch.records {
             if usize::from(*partition) >= self.partitions.len() {
-                return Err(QueueError(format!("the log has no partition {partition}")));
+                return Err(QueueError::no_partition(*partition));
             }
             if bytes.len() > self.record_bytes_max {
                 return Err(QueueError(format!(
