@@ -19,7 +19,7 @@ use crate::owner::{Answer, SaveRequest};
 use crate::queue::{Batch, Offset, Opener, PartitionId, Queue, QueueError};
 use crate::state::Writer;
 use crate::store::{Checkpoint, DAY_MS, Dumped, StatePlace, Store, StoreError};
-use crate::takeover::opened_between;
+use crate::takeover::overtaken_between;
 
 /// The saver thread's state.
 pub struct Saver {
@@ -229,11 +229,12 @@ impl StateLog {
         Ok(())
     }
 
-    /// Reads what stands between the end that is known and `end`: an opening means that the partition is another's.
+    /// Reads what stands between the end that is known and `end`: what a later owner wrote means that the partition is another's.
     fn look_until(&mut self, partition: PartitionId, end: Offset) -> Result<(), StoreError> {
         let Tail { next, writer, .. } = *self.tail(partition)?;
-        let opened = opened_between(&mut **self.open()?, partition, next, end).map_err(told)?;
-        let Some(router) = opened else { return Ok(()) };
+        let log = &mut **self.open()?;
+        let overtaken = overtaken_between(log, partition, writer.epoch, next, end).map_err(told)?;
+        let Some(router) = overtaken else { return Ok(()) };
         let _ = self.keeper.send(Notice::Deposed(partition, writer.epoch));
         Err(StoreError(format!("{router} has taken the partition over")))
     }
@@ -248,4 +249,62 @@ impl StateLog {
 
 fn told(error: QueueError) -> StoreError {
     StoreError(format!("the state log: {}", error.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::memory::MemoryLog;
+    use crate::state::opening;
+
+    fn append(log: &mut MemoryLog, record: Bytes) -> Offset {
+        let mut offsets = Vec::new();
+        let batch = Batch { records: vec![(0, record)], durable: true };
+        log.append(&batch, &mut offsets).unwrap();
+        offsets[0]
+    }
+
+    /// Another router takes the partition over from one that has opened it, then `more` happens to the state log; whether the
+    /// former owner can write.
+    fn write_after_takeover(more: impl FnOnce(&mut MemoryLog, Writer)) -> Result<(), StoreError> {
+        let mut log = MemoryLog::new(1);
+        let (keeper, mut notices) = mpsc::unbounded_channel();
+        let writer = Writer { epoch: append(&mut log, opening("former", 7)), seed: 7 };
+        let mut former = StateLog {
+            opener: Box::new(log.clone()),
+            queue: None,
+            keeper,
+            tails: AHashMap::from([(0, Tail { writer, next: log.end(0), ..Tail::default() })]),
+            bytes_min: 0,
+        };
+        let checkpoint = Checkpoint { partition: 0, applied: 1, ..Checkpoint::default() };
+        former.write(&checkpoint).unwrap();
+        let next = Writer { epoch: append(&mut log, opening("next", 7)), seed: 7 };
+        more(&mut log, next);
+        let end = log.end(0);
+        let written = former.write(&checkpoint).map(drop);
+        if written.is_err() {
+            assert_eq!(log.end(0), end, "nothing was appended");
+            let deposed = notices.try_recv().unwrap();
+            assert!(matches!(deposed, Notice::Deposed(0, epoch) if epoch == writer.epoch));
+        }
+        written
+    }
+
+    #[test]
+    fn a_former_owner_that_slept_writes_nothing_more() {
+        let StoreError(reason) = write_after_takeover(|_, _| {}).unwrap_err();
+        assert!(reason.contains("next has taken"), "{reason}");
+    }
+
+    #[test]
+    fn nor_where_the_next_owner_has_trimmed_its_opening_away() {
+        let shorten = |log: &mut MemoryLog, next: Writer| {
+            let whole = next.whole(1, &[Dumped::default()]).remove(0);
+            let offset = append(log, whole);
+            log.trim(&[(0, offset)]).unwrap();
+        };
+        let StoreError(reason) = write_after_takeover(shorten).unwrap_err();
+        assert!(reason.contains("another router has taken"), "{reason}");
+    }
 }

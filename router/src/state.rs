@@ -132,10 +132,13 @@ pub fn opening(router_id: &str, seed: u64) -> Bytes {
     Bytes::from(StateRecord { epoch: 0, seed, opened_by, part: None }.encode_to_vec())
 }
 
-/// Who opened, when the record is an opening.
+/// Who has taken the partition over from the owner with this epoch, as a record behind its opening tells: another opening, or
+/// what a later owner has written, whose opening may be trimmed.
 #[must_use]
-pub fn opened_by(record: &[u8]) -> Option<String> {
-    StateRecord::decode(record).ok()?.opened_by
+pub fn later_owner(epoch: u64, record: &[u8]) -> Option<String> {
+    let record = StateRecord::decode(record).ok()?;
+    let nameless = || (record.epoch > epoch).then(|| "another router".to_owned());
+    record.opened_by.or_else(nameless)
 }
 
 /// The partition's seed, where the record at this offset tells it for sure: later openings do not.

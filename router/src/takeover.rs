@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::hub::{Effects, Event, Hub, HubConfig, Now};
 use crate::queue::{Batch, Offset, PartitionId, Queue, QueueError};
 use crate::record::{Kind, OwnerRecord, Record};
-use crate::state::{self, Follower, Writer, opened_by};
+use crate::state::{self, Follower, Writer, later_owner};
 use crate::store::{Checkpoint, StatePlace, Store, StoreError};
 use crate::{limits, queue};
 
@@ -211,7 +211,8 @@ impl Takeover {
         let Opened { partition, epoch, .. } = *opened;
         let next = epoch + 1;
         if self.state.refresh(partition)? > next
-            && let Some(router) = opened_between(&mut *self.state, partition, next, Offset::MAX)?
+            && let Some(router) =
+                overtaken_between(&mut *self.state, partition, epoch, next, Offset::MAX)?
         {
             return Err(NotTaken(format!("{router} has taken the partition over")));
         }
@@ -246,13 +247,15 @@ impl Takeover {
     }
 }
 
-/// Who has opened a state log between two offsets, the second not included: the first of them.
+/// Who has taken a partition over from the owner with this epoch, as its state log tells between two offsets, the second not
+/// included: the first of them.
 ///
 /// # Errors
 /// The log could not be read.
-pub(crate) fn opened_between(
+pub(crate) fn overtaken_between(
     state: &mut dyn Queue,
     partition: PartitionId,
+    epoch: u64,
     mut next: Offset,
     end: Offset,
 ) -> Result<Option<String>, QueueError> {
@@ -262,7 +265,7 @@ pub(crate) fn opened_between(
         let Some(last) = found.last() else { break };
         next = last.offset + 1;
         let mut before_end = found.drain(..).filter(|record| record.offset < end);
-        if let Some(router) = before_end.find_map(|record| opened_by(&record.bytes)) {
+        if let Some(router) = before_end.find_map(|record| later_owner(epoch, &record.bytes)) {
             return Ok(Some(router));
         }
     }
@@ -289,6 +292,7 @@ mod tests {
     use crate::queue::Opener as _;
     use crate::queue::memory::MemoryLog;
     use crate::registry::{EdgeId, Session};
+    use crate::store::Dumped;
     use crate::store::memory::MemoryStore;
 
     const EDGE: EdgeId = EdgeId(0);
@@ -491,5 +495,21 @@ mod tests {
         let NotTaken(reason) = slow.finish(opened, 0).unwrap_err();
         assert!(reason.contains("router-1"), "{reason}");
         assert!(world.take(0).hub.epoch() > taken.hub.epoch());
+    }
+
+    #[test]
+    fn one_that_was_overtaken_fails_also_where_the_others_opening_is_trimmed() {
+        let mut world = World::new();
+        let mut slow = world.takeover(0);
+        let opened = slow.open(0, 7).unwrap();
+        let mut taken = world.take(1);
+        world.send(&mut taken.hub, "1");
+        world.save(1, &mut taken);
+        let whole = taken.writer.whole(taken.hub.applied(), &[Dumped::default()]).remove(0);
+        let offset = append(&mut world.state, 0, whole).unwrap();
+        world.state.trim(&[(0, offset)]).unwrap();
+        slow.mark(&opened).unwrap();
+        let NotTaken(reason) = slow.finish(opened, 0).unwrap_err();
+        assert!(reason.contains("another router"), "{reason}");
     }
 }
