@@ -95,11 +95,13 @@ fn start_router() -> UnixStream {
         opener: Box::new(log),
         expected: vec![Some(1); usize::from(PARTITIONS)],
         owners: 1,
+        is_shared: false,
         replies: Box::new(move |_, reply| drop(queue_answers.send(Answer::Queue(reply)))),
         free_bytes: Box::new(|| None),
         disk_free_min: 0,
         commit_interval: Duration::ZERO,
         health: Arc::new(Health::default()),
+        metrics: Arc::new(Metrics::new(1)),
         clock: Box::new(now),
     };
     std::thread::spawn(move || committing.run(&requests));

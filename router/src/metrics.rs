@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::health::{Health, Part};
@@ -63,6 +64,10 @@ pub struct Metrics {
     pub links_overflowed: Counter,
     /// Checkpoints written.
     pub checkpoints: Counter,
+    /// Records in the log.
+    pub appended_records: Counter,
+    /// How long the appends that worked took, in seconds.
+    pub append_seconds: Histogram,
 }
 
 impl Metrics {
@@ -102,12 +107,17 @@ impl Metrics {
         let links_ended = counter("links_ended", "Links ended");
         let links_overflowed = counter("links_overflowed", "Links closed with too much to write");
         let checkpoints = counter("checkpoints", "Checkpoints written");
+        let appended_records = counter("appended_records", "Records in the log");
         let (connections, inboxes, departed) =
             (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("connections", "Connections registered", connections.clone());
         registry.register("inboxes", "Inboxes in memory", inboxes.clone());
         let help = "Devices that have left and are not in the store yet";
         registry.register("devices_departed", help, departed.clone());
+        // From 0.1 ms to 13 s.
+        let append_seconds = Histogram::new(exponential_buckets(1e-4, 2.0, 18));
+        let help = "How long an append to the log took, and a power cut is survived";
+        registry.register("append_seconds", help, append_seconds.clone());
         let degraded = Family::default();
         registry.register("degraded", "1 while this part is out of order", degraded.clone());
         let partitions = Family::default();
@@ -147,6 +157,8 @@ impl Metrics {
             links_ended,
             links_overflowed,
             checkpoints,
+            appended_records,
+            append_seconds,
         }
     }
 

@@ -446,6 +446,7 @@ impl Owner {
                     }
                 }
             }
+            Answer::Queue(Reply::Overtaken(partition)) => self.note_overtaken(partition),
             Answer::Queue(Reply::Replayed(records)) => {
                 for (partition, record) in records {
                     self.apply(now, partition, Event::Replayed(record.offset, record.bytes));
@@ -462,6 +463,16 @@ impl Owner {
             Answer::Stop => return true,
         }
         false
+    }
+
+    /// Another router has a partition: what its Hub knows is old, and what it has handed out is for the other to answer.
+    fn note_overtaken(&mut self, partition: PartitionId) {
+        let Some(place) = self.place(partition) else { return };
+        let Some(hub) = &place.hub else { return };
+        let epoch = hub.epoch();
+        place.drop_hub();
+        let _ = self.ways.keeper.send(Notice::Deposed(partition, epoch));
+        self.note_served();
     }
 
     /// Whether the next answer for a partition is to a Hub that is not here any more. Answers come in the order of what was

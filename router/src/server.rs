@@ -367,6 +367,7 @@ impl Threads {
             queue: data.queue.map(|open| open.0),
             expected: data.expected,
             owners: answers.len(),
+            is_shared: shared.is_some(),
             replies: Box::new(move |owner, reply| {
                 let _ = queue_answers[owner].send(Answer::Queue(reply));
             }),
@@ -374,6 +375,7 @@ impl Threads {
             disk_free_min: config.disk_free_min as u64,
             commit_interval: config.commit_interval,
             health: Arc::clone(health),
+            metrics: Arc::clone(metrics),
             clock: Box::new(committer::now),
         };
         let saver = Saver {

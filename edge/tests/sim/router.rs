@@ -172,6 +172,7 @@ impl Router {
             queue,
             expected,
             owners: OWNERS,
+            is_shared: true,
             replies: Box::new(move |owner, reply| {
                 let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 waiting.push_back((owner, reply));
@@ -180,6 +181,7 @@ impl Router {
             disk_free_min: 0,
             commit_interval: Duration::ZERO,
             health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
             clock: Box::new(move || {
                 *BEGINNING + Duration::from_millis(clock.load(Ordering::Relaxed))
             }),
@@ -345,6 +347,7 @@ impl Router {
                 }
                 Reply::Replayed(_) if env.sabotage == Sabotage::IgnoreHoles => continue,
                 Reply::Replayed(_) => {}
+                Reply::Overtaken(_) => env.history.count("overtaken unseen"),
             }
             seat.answers.push_back(Answer::Queue(reply));
         }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use super::{Batch, Offset, Opener, PartitionId, Queue, QueueError, Record};
 use crate::health::{Health, Part};
 use crate::limits;
+use crate::metrics::Metrics;
 
 /// What owners ask of the committer.
 #[derive(Debug)]
@@ -56,6 +57,9 @@ pub enum Reply {
     Refused(Vec<PartitionId>, Arc<str>),
     /// Records that were found in the log.
     Replayed(Vec<(PartitionId, Record)>),
+    /// Another router has trimmed records that the owner of this partition has not seen, so it is not the owner any more. No
+    /// answer for the partition counts until it is adopted again.
+    Overtaken(PartitionId),
 }
 
 /// Where replies go: owner, reply. Must not block.
@@ -77,6 +81,8 @@ pub struct Committer {
     pub expected: Vec<Option<Offset>>,
     /// Partitions belong to owners round robin; this is how many owners there are.
     pub owners: usize,
+    /// Other routers may own these partitions meanwhile.
+    pub is_shared: bool,
     /// Where replies go.
     pub replies: Replies,
     /// Free space of the disk.
@@ -87,6 +93,8 @@ pub struct Committer {
     pub commit_interval: Duration,
     /// Told what is wrong.
     pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// By which it waits.
     pub clock: Clock,
 }
@@ -243,8 +251,14 @@ impl Committer {
                 .of(Part::Queue)
                 .unwrap_or_else(|| "the queue is broken".into()));
         };
+        let began = (self.clock)();
         match queue.append(&round.batch, &mut round.offsets) {
-            Ok(()) => self.fill_holes(round),
+            Ok(()) => {
+                let took = (self.clock)().saturating_duration_since(began);
+                self.metrics.append_seconds.observe(took.as_secs_f64());
+                self.metrics.appended_records.inc_by(round.batch.records.len() as u64);
+                self.fill_holes(round)
+            }
             Err(QueueError(reason)) => {
                 tracing::warn!(error = %reason, "an append failed; the queue will be opened again");
                 self.break_queue(&reason);
@@ -263,7 +277,9 @@ impl Committer {
                 self.break_queue(&error.0);
                 return Err(error.0);
             }
-            self.expected[usize::from(*partition)] = Some(offset + 1);
+            if let Some(expected) = &mut self.expected[usize::from(*partition)] {
+                *expected = offset + 1;
+            }
         }
         Ok(())
     }
@@ -297,21 +313,28 @@ impl Committer {
     fn catch_up(&mut self, partition: PartitionId, end: Offset) -> Result<(), QueueError> {
         let Some(expected) = self.expected[usize::from(partition)] else { return Ok(()) };
         let Some(queue) = &mut self.queue else { return Ok(()) };
-        if queue.refresh(partition)? > expected {
-            self.read_hole(partition, end)?;
+        let log_end = queue.refresh(partition)?;
+        if log_end > expected {
+            self.read_hole(partition, end.min(log_end))?;
         }
         let Some(expected) = self.expected[usize::from(partition)] else { return Ok(()) };
         self.queue.as_mut().map_or(Ok(()), |queue| queue.skip_to(partition, expected))
     }
 
-    /// Tells the owner of a partition about records below `end` that it does not know.
+    /// Tells the owner of a partition about the records below `end`, which are in the log, that it does not know.
     fn read_hole(&mut self, partition: PartitionId, end: Offset) -> Result<(), QueueError> {
         let index = usize::from(partition);
         let Some(queue) = &mut self.queue else { return Ok(()) };
         let mut found = Vec::new();
-        while let Some(from) = self.expected[index] {
+        while let Some(from) = self.expected[index].filter(|from| *from < end) {
             queue.read(partition, from, limits::REPLAY_BYTES_MAX, &mut found)?;
             found.retain(|record| record.offset < end);
+            if found.first().is_none_or(|first| first.offset > from) && self.is_shared {
+                // The mark of the router that has trimmed the log may be among what is gone.
+                self.expected[index] = None;
+                (self.replies)(index % self.owners, Reply::Overtaken(partition));
+                return Ok(());
+            }
             let Some(last) = found.last() else { break };
             self.expected[index] = Some(last.offset + 1);
             let records = found.drain(..).map(|record| (partition, record)).collect();
@@ -559,11 +582,13 @@ mod tests {
                 queue: Some(Box::new(log.clone())),
                 expected: vec![Some(1); 4],
                 owners: 2,
+                is_shared: true,
                 replies: Box::new(move |owner, reply| drop(to_us.send((owner, reply)))),
                 free_bytes: Box::new(move || Some(free_bytes.load(Ordering::Relaxed))),
                 disk_free_min: 100,
                 commit_interval: Duration::ZERO,
                 health: Arc::clone(&health),
+                metrics: Arc::new(Metrics::new(2)),
                 clock: Box::new(now),
             };
             let thread = std::thread::spawn(move || committer.run(&from_us));
@@ -693,6 +718,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_has_not_seen_what_another_router_trimmed_is_not_the_owner_any_more() {
+        for seen_by in ["an append", "a look"] {
+            let running = Running::start();
+            let mut other = running.log.clone();
+            let batch = |text: &'static str| {
+                let record = || (2, Bytes::from_static(text.as_bytes()));
+                Batch { records: vec![record(), record()], durable: true }
+            };
+            other.append(&batch("the other's mark, and a message"), &mut Vec::new()).unwrap();
+            other.trim(&[(2, 2)]).unwrap();
+            if seen_by == "a look" {
+                // The queue is opened again, and every partition looked at.
+                running.log.set_fault(Fault::Refuse);
+                running.append(1, &[(1, "refused")]);
+                running.refused();
+                running.log.set_fault(Fault::None);
+            } else {
+                running.append(0, &[(2, "ours"), (0, "of another partition")]);
+            }
+            let (owner, reply) = running.reply();
+            assert!(matches!(reply, Reply::Overtaken(2)) && owner == 0, "{seen_by}: {reply:?}");
+            if seen_by == "an append" {
+                assert_eq!(running.committed(), (0, vec![(2, 3), (0, 1)]));
+            }
+            other.append(&batch("more"), &mut Vec::new()).unwrap();
+            running.append(0, &[(0, "goes on")]);
+            assert_eq!(running.committed().0, 0);
+        }
+    }
+
+    #[test]
     fn what_was_asked_before_a_partition_came_back_is_found_by_its_new_owner() {
         let running = Running::start();
         let (replies, told) = channel();
@@ -702,11 +758,13 @@ mod tests {
             queue: Some(Box::new(log)),
             expected: vec![Some(1); 4],
             owners: 2,
+            is_shared: true,
             replies: Box::new(move |owner, reply| drop(replies.send((owner, reply)))),
             free_bytes: Box::new(|| None),
             disk_free_min: 0,
             commit_interval: Duration::ZERO,
             health: Arc::clone(&running.health),
+            metrics: Arc::new(Metrics::new(2)),
             clock: Box::new(now),
         };
         let records = vec![(2, Bytes::from_static(b"of before"))];
@@ -752,11 +810,13 @@ mod tests {
             queue: Some(Box::new(log)),
             expected: vec![Some(1); 4],
             owners: 1,
+            is_shared: false,
             replies: Box::new(|_, _| {}),
             free_bytes: Box::new(|| None),
             disk_free_min: 0,
             commit_interval: interval,
             health: Arc::default(),
+            metrics: Arc::new(Metrics::new(1)),
             clock: Box::new(move || began + Duration::from_millis(clock.load(Ordering::Relaxed))),
         };
         let mut progress = Progress::default();
