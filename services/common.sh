@@ -26,7 +26,7 @@ services=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=$(realpath --canonicalize-missing "${HAWSER_SERVICES:-$services/../target/services}")
 
 # Longest wait for a server to serve, and for one to end by itself before it is killed.
-readonly start_seconds_max=60 stop_seconds_max=10
+readonly start_seconds_max=180 stop_seconds_max=10
 
 main() {
     local verb=${1:-}
