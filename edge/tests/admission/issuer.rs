@@ -35,6 +35,12 @@ struct Shared {
     last: Request,
 }
 
+impl Shared {
+    fn note_in_flight(&mut self) {
+        self.in_flight_max = self.in_flight_max.max(self.in_flight);
+    }
+}
+
 impl HttpServer {
     pub(crate) fn start(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).unwrap();
@@ -78,7 +84,7 @@ impl HttpServer {
         self.shared.lock().unwrap().in_flight
     }
 
-    /// Most questions that it had at a time.
+    /// Most late questions that it had at a time.
     pub(crate) fn in_flight_max(&self) -> usize {
         self.shared.lock().unwrap().in_flight_max
     }
@@ -87,6 +93,9 @@ impl HttpServer {
         self.shared.lock().unwrap().last.clone()
     }
 }
+
+/// By when an end of a connection is noticed.
+const NOTICED: Duration = Duration::from_millis(100);
 
 /// Counts a question until it is answered, or the one who asks has gone.
 struct InFlight(Arc<Mutex<Shared>>);
@@ -106,7 +115,6 @@ async fn handle(
         let mut shared = shared.lock().unwrap();
         shared.requests += 1;
         shared.in_flight += 1;
-        shared.in_flight_max = shared.in_flight_max.max(shared.in_flight);
         let text = |value: &axum::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
         let headers = headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
         shared.last = Request { headers, body: String::from_utf8_lossy(&body).into_owned() };
@@ -114,7 +122,10 @@ async fn handle(
     };
     let _in_flight = InFlight(shared.clone());
     if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
+        // Who has given up before this question came is noticed by then, and who has not is there still.
+        tokio::time::sleep(NOTICED.min(delay)).await;
+        shared.lock().unwrap().note_in_flight();
+        tokio::time::sleep(delay.saturating_sub(NOTICED)).await;
     }
     let shared = shared.lock().unwrap();
     (StatusCode::from_u16(shared.status).unwrap(), shared.body.clone())
